@@ -1,0 +1,8 @@
+//! Everything that happens on one device, or before and after it: checkpoints, tensors, kernels, the three
+//! stages of a π0 policy, and the way from camera images and text to model input and back to robot actions.
+
+mod model;
+mod tensor;
+
+pub use model::input::ModelInput;
+pub use tensor::{ShapeMismatch, Tensor};

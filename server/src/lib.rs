@@ -1,0 +1,1 @@
+//! tensact-server
