@@ -1,8 +1,9 @@
 //! Everything that happens on one device, or before and after it: checkpoints, tensors, kernels, the three
 //! stages of a π0 policy, and the way from camera images and text to model input and back to robot actions.
 
-mod model;
+pub mod checkpoint;
+pub mod config;
+pub mod model;
 mod tensor;
 
-pub use model::input::ModelInput;
 pub use tensor::{ShapeMismatch, Tensor};

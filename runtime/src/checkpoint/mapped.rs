@@ -1,0 +1,170 @@
+//! One safetensors file, mapped into memory; and one tensor of it.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use super::CheckpointError;
+
+/// Longest header that is parsed, in bytes: ten times what the 813 tensors of π0.5 need.
+const MAX_HEADER_BYTES: usize = 2 << 20;
+
+/// A tensor as it lies in the file: nothing is read before it is asked for.
+#[derive(Clone)]
+pub struct StoredTensor {
+    file: Arc<Mmap>,
+    range: Range<usize>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl StoredTensor {
+    /// Element type in the file.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The little-endian bytes of all elements in row-major order.
+    pub fn bytes(&self) -> &[u8] {
+        &self.file[self.range.clone()]
+    }
+
+    /// All elements as f32; exact for bf16, f16 and f32.
+    ///
+    /// # Panics
+    /// For other element types: a [`super::Checkpoint`] refuses those when it is opened.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.elements()];
+        widen(self.dtype, self.bytes(), &mut values);
+        values
+    }
+}
+
+/// Widens little-endian `bytes` of a float type to f32, element by element.
+///
+/// # Panics
+/// When `dtype` is not F32, BF16 or F16.
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => {
+            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*b);
+            }
+        }
+        Dtype::BF16 => {
+            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = bf16::from_le_bytes(*b).to_f32();
+            }
+        }
+        Dtype::F16 => {
+            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = f16::from_le_bytes(*b).to_f32();
+            }
+        }
+        other => unreachable!("weights of type {other:?} are refused when the checkpoint is opened"),
+    }
+}
+
+/// A mapped file and the names in its header.
+pub(crate) struct MappedFile {
+    pub(crate) path: PathBuf,
+    pub(crate) tensors: Vec<(String, StoredTensor)>,
+}
+
+impl MappedFile {
+    /// Maps `path` and parses its header. Allocates in proportion to the header's bytes, never to what they claim.
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let file = File::open(path).map_err(|source| CheckpointError::Open { path: path.into(), source })?;
+        // SAFETY: the map is only read. Another process that truncates or rewrites the file while it is mapped
+        // breaks this; that is the price of not copying gigabytes, and the same as every safetensors reader pays.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }
+            .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
+        let tensors = parse(Arc::new(map))
+            .map_err(|problem| CheckpointError::Corrupt { path: path.into(), problem })?;
+        Ok(Self { path: path.into(), tensors })
+    }
+}
+
+/// Reads the header: eight bytes of length, JSON, then the tensors back to back.
+fn parse(file: Arc<Mmap>) -> Result<Vec<(String, StoredTensor)>, String> {
+    let found = file.len();
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err(format!("it has {found} bytes, a header needs at least 8"));
+    };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    if length > MAX_HEADER_BYTES {
+        return Err(format!("its header claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed"));
+    }
+    let Some(header) = rest.get(..length) else {
+        return Err(format!("its header claims {length} bytes, but only {} follow: truncated?", rest.len()));
+    };
+    let metadata: Metadata =
+        serde_json::from_slice(header).map_err(|error| format!("its header is not valid: {error}"))?;
+
+    let data = 8 + length;
+    let mut tensors = Vec::new();
+    let mut problems = Vec::new();
+    let mut names = metadata.offset_keys();
+    names.sort();
+    for name in names {
+        let Some(info) = metadata.info(&name) else { continue };
+        match locate(info, data, found) {
+            Ok(range) => {
+                let tensor = StoredTensor {
+                    file: Arc::clone(&file),
+                    range,
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                };
+                tensors.push((name, tensor));
+            }
+            Err(problem) => problems.push(format!("tensor `{name}` {problem}")),
+        }
+    }
+    if problems.is_empty() { Ok(tensors) } else { Err(problems.join("; ")) }
+}
+
+/// Where in the file a tensor lies, when its offsets, shape and dtype agree with each other and with the file.
+fn locate(
+    info: &safetensors::tensor::TensorInfo,
+    data: usize,
+    file_bytes: usize,
+) -> Result<Range<usize>, String> {
+    let (start, end) = info.data_offsets;
+    let bytes = info
+        .shape
+        .iter()
+        .try_fold(info.dtype.bitsize(), |bits, &dim| bits.checked_mul(dim))
+        .map(|bits| bits.div_ceil(8))
+        .ok_or_else(|| format!("has an absurd shape {:?}", info.shape))?;
+    if start.checked_add(bytes) != Some(end) {
+        return Err(format!(
+            "of shape {:?} and type {:?} needs {bytes} bytes, its offsets say {start}..{end}",
+            info.shape, info.dtype
+        ));
+    }
+    match (data.checked_add(start), data.checked_add(end)) {
+        (Some(start), Some(end)) if end <= file_bytes => Ok(start..end),
+        _ => Err(format!(
+            "ends at byte {end} of the data, but the file holds {}: truncated?",
+            file_bytes - data
+        )),
+    }
+}

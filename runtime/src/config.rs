@@ -1,0 +1,327 @@
+//! What stands beside the weights: `config.json` as openpi and LeRobot write it, and `dims.json`.
+//!
+//! Files say what tensors cannot: horizon, head counts, image size, camera names. The tensors decide the rest.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tensact_topology::Variant;
+
+/// Longest configuration file that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Largest value that a size in a configuration file may have.
+const MAX_SIZE: usize = 1 << 20;
+/// The cameras of openpi's policies, in the order of the prefix.
+const OPENPI_CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
+
+/// A configuration file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or cannot be read.
+    #[error(
+        "cannot read {path}: {source}. A checkpoint needs a config.json beside its weights that says at least {{\"action_horizon\": …}}; openpi's and LeRobot's are both understood"
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not JSON of the expected form.
+    #[error("{path} is not a policy configuration: {source}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A value cannot be.
+    #[error("{path}: `{key}` is {value}, expected {expected}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key in the file.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        expected: String,
+    },
+}
+
+/// What the files beside the weights say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyConfig {
+    /// The variant that the file claims, where it claims one.
+    pub variant: Option<Variant>,
+    /// Actions in a chunk.
+    pub horizon: usize,
+    /// Width of the padded actions, where the file says it.
+    pub action_dim: Option<usize>,
+    /// Width of the padded state, where the file says it.
+    pub state_dim: Option<usize>,
+    /// Tokens an instruction is cut or padded to, where the file says it.
+    pub prompt_tokens: Option<usize>,
+    /// Denoising steps unless a request says otherwise.
+    pub steps: usize,
+    /// Side of the square input image in pixels, where the file says it.
+    pub image: Option<usize>,
+    /// Cameras in the order of the prefix, without a leading `observation.images.`.
+    pub cameras: Vec<String>,
+    /// Head counts, which no tensor shows.
+    pub heads: HeadCounts,
+    /// Shortest and longest period of the time embedding.
+    pub periods: (f64, f64),
+}
+
+/// Numbers of attention heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadCounts {
+    /// Vision tower.
+    pub vision: usize,
+    /// Query heads of VLM and expert.
+    pub query: usize,
+    /// Key and value heads of VLM and expert, where the file says it.
+    pub key_value: Option<usize>,
+}
+
+/// The keys of openpi's five-key file and of LeRobot's that matter here; the others concern training.
+#[derive(Deserialize)]
+struct ConfigFile {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    action_horizon: Option<usize>,
+    chunk_size: Option<usize>,
+    action_dim: Option<usize>,
+    max_action_dim: Option<usize>,
+    max_state_dim: Option<usize>,
+    num_inference_steps: Option<usize>,
+    tokenizer_max_length: Option<usize>,
+    image_resolution: Option<(usize, usize)>,
+    input_features: Option<Map<String, Value>>,
+    min_period: Option<f64>,
+    max_period: Option<f64>,
+}
+
+/// Sizes of models that are not the published ones.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DimsFile {
+    pub(crate) vis: VisionDims,
+    pub(crate) vlm: DecoderDims,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VisionDims {
+    pub(crate) num_attention_heads: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DecoderDims {
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+}
+
+impl PolicyConfig {
+    /// Reads `config.json` and, where it is there, `dims.json` of a checkpoint's folder.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is not of the expected form, or gives a size that cannot be.
+    pub fn read(folder: &Path) -> Result<Self, ConfigError> {
+        let path = folder.join("config.json");
+        let file: ConfigFile = parse(&path)?;
+        let size = |key, value| bounded(&path, key, value);
+        let horizon = match (file.action_horizon, file.chunk_size) {
+            (Some(horizon), _) | (None, Some(horizon)) => horizon,
+            (None, None) => {
+                return Err(value_error(
+                    &path,
+                    "action_horizon",
+                    "missing",
+                    "the number of actions in a chunk (LeRobot calls it `chunk_size`)",
+                ));
+            }
+        };
+        let heads = Self::heads(folder)?;
+        let steps = file.num_inference_steps.unwrap_or(10);
+        Ok(Self {
+            variant: claimed_variant(&path, file.kind.as_deref())?,
+            horizon: bounded(&path, "action_horizon", Some(horizon))?.unwrap_or(horizon),
+            action_dim: size("action_dim", file.action_dim.or(file.max_action_dim))?,
+            state_dim: size("max_state_dim", file.max_state_dim)?,
+            prompt_tokens: size("tokenizer_max_length", file.tokenizer_max_length)?,
+            steps: bounded(&path, "num_inference_steps", Some(steps))?.unwrap_or(steps),
+            image: image_side(&path, file.image_resolution)?,
+            cameras: cameras(file.input_features.as_ref()),
+            heads,
+            periods: periods(&path, file.min_period.unwrap_or(4e-3), file.max_period.unwrap_or(4.0))?,
+        })
+    }
+
+    /// Head counts of `dims.json`, or those of the published policies.
+    fn heads(folder: &Path) -> Result<HeadCounts, ConfigError> {
+        let path = folder.join("dims.json");
+        if !path.exists() {
+            return Ok(HeadCounts { vision: 16, query: 8, key_value: None });
+        }
+        let dims: DimsFile = parse(&path)?;
+        for (key, value) in [
+            ("vis.num_attention_heads", dims.vis.num_attention_heads),
+            ("vlm.num_heads", dims.vlm.num_heads),
+            ("vlm.num_kv_heads", dims.vlm.num_kv_heads),
+        ] {
+            bounded(&path, key, Some(value))?;
+        }
+        Ok(HeadCounts {
+            vision: dims.vis.num_attention_heads,
+            query: dims.vlm.num_heads,
+            key_value: Some(dims.vlm.num_kv_heads),
+        })
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let read_error = |source| ConfigError::Read { path: path.into(), source };
+    let bytes = std::fs::metadata(path).map_err(read_error)?.len();
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(value_error(
+            path,
+            "file size",
+            &format!("{bytes} bytes"),
+            &format!("at most {MAX_CONFIG_BYTES}"),
+        ));
+    }
+    let text = std::fs::read(path).map_err(read_error)?;
+    serde_json::from_slice(&text).map_err(|source| ConfigError::Syntax { path: path.into(), source })
+}
+
+fn value_error(path: &Path, key: &'static str, value: &str, expected: &str) -> ConfigError {
+    ConfigError::Value { path: path.into(), key, value: value.into(), expected: expected.into() }
+}
+
+/// Refuses sizes of zero and sizes that no policy has.
+fn bounded(path: &Path, key: &'static str, value: Option<usize>) -> Result<Option<usize>, ConfigError> {
+    match value {
+        Some(size) if size == 0 || size > MAX_SIZE => {
+            Err(value_error(path, key, &size.to_string(), &format!("1 to {MAX_SIZE}")))
+        }
+        value => Ok(value),
+    }
+}
+
+fn claimed_variant(path: &Path, kind: Option<&str>) -> Result<Option<Variant>, ConfigError> {
+    match kind {
+        None => Ok(None),
+        Some("pi0") => Ok(Some(Variant::Pi0)),
+        Some("pi05") => Ok(Some(Variant::Pi05)),
+        Some(other) => Err(value_error(path, "type", &format!("{other:?}"), "\"pi0\" or \"pi05\"")),
+    }
+}
+
+fn image_side(path: &Path, resolution: Option<(usize, usize)>) -> Result<Option<usize>, ConfigError> {
+    match resolution {
+        None => Ok(None),
+        Some((height, width)) if height == width && (1..=4096).contains(&height) => Ok(Some(height)),
+        Some((height, width)) => Err(value_error(
+            path,
+            "image_resolution",
+            &format!("[{height}, {width}]"),
+            "a square of at most 4096 pixels a side",
+        )),
+    }
+}
+
+fn periods(path: &Path, min: f64, max: f64) -> Result<(f64, f64), ConfigError> {
+    if min > 0.0 && max > min && max.is_finite() {
+        Ok((min, max))
+    } else {
+        Err(value_error(
+            path,
+            "min_period",
+            &format!("{min} (max_period {max})"),
+            "0 < min_period < max_period",
+        ))
+    }
+}
+
+/// LeRobot lists its cameras as visual input features, in the order of the prefix; openpi always has three.
+fn cameras(features: Option<&Map<String, Value>>) -> Vec<String> {
+    let visual: Vec<String> = features
+        .into_iter()
+        .flatten()
+        .filter(|(_, feature)| feature.get("type").and_then(Value::as_str) == Some("VISUAL"))
+        .map(|(name, _)| name.strip_prefix("observation.images.").unwrap_or(name).to_owned())
+        .collect();
+    if visual.is_empty() { OPENPI_CAMERAS.map(str::to_owned).to_vec() } else { visual }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(config: &str, dims: Option<&str>) -> Result<PolicyConfig, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        if let Some(dims) = dims {
+            std::fs::write(folder.path().join("dims.json"), dims).unwrap();
+        }
+        PolicyConfig::read(folder.path())
+    }
+
+    #[test]
+    fn openpis_five_keys() {
+        let config = read(
+            r#"{"action_dim": 32, "action_horizon": 10, "paligemma_variant": "gemma_2b",
+                "action_expert_variant": "gemma_300m", "precision": "bfloat16"}"#,
+            None,
+        )
+        .unwrap();
+        assert_eq!((config.horizon, config.action_dim, config.variant), (10, Some(32), None));
+        assert_eq!(config.cameras, OPENPI_CAMERAS);
+        assert_eq!(config.heads, HeadCounts { vision: 16, query: 8, key_value: None });
+    }
+
+    #[test]
+    fn lerobots_cameras_keep_their_order() {
+        let config = read(
+            r#"{"type": "pi05", "chunk_size": 50, "max_state_dim": 32, "image_resolution": [224, 224],
+                "input_features": {"observation.images.top": {"type": "VISUAL"},
+                                   "observation.state": {"type": "STATE"},
+                                   "observation.images.front": {"type": "VISUAL"}}}"#,
+            None,
+        )
+        .unwrap();
+        assert_eq!(config.cameras, ["top", "front"]);
+        assert_eq!((config.variant, config.image), (Some(Variant::Pi05), Some(224)));
+    }
+
+    #[test]
+    fn impossible_values_name_file_key_and_expectation() {
+        for (config, key) in [
+            (r#"{}"#, "action_horizon"),
+            (r#"{"action_horizon": 0}"#, "action_horizon"),
+            (r#"{"chunk_size": 99999999999}"#, "action_horizon"),
+            (r#"{"chunk_size": 5, "type": "act"}"#, "type"),
+            (r#"{"chunk_size": 5, "image_resolution": [224, 256]}"#, "image_resolution"),
+            (r#"{"chunk_size": 5, "min_period": -1}"#, "min_period"),
+            (r#"{"chunk_size": 5, "num_inference_steps": 0}"#, "num_inference_steps"),
+        ] {
+            let message = read(config, None).unwrap_err().to_string();
+            assert!(message.contains("config.json") && message.contains(key), "{config}: {message}");
+        }
+        let message = read(r#"{"chunk_size": 5}"#, Some(r#"{"vis": 3}"#)).unwrap_err().to_string();
+        assert!(message.contains("dims.json") && message.contains("line 1"), "{message}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,100}") {
+            let folder = tempfile::tempdir().unwrap();
+            for content in [&bytes[..], text.as_bytes(), format!("{{\"chunk_size\": {text}}}").as_bytes()] {
+                std::fs::write(folder.path().join("config.json"), content).unwrap();
+                let _ = PolicyConfig::read(folder.path());
+            }
+        }
+    }
+}
