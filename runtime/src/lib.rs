@@ -3,7 +3,12 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod model;
+pub mod policy;
+pub mod reference;
 mod tensor;
+pub mod tensor_file;
+pub mod verify;
 
 pub use tensor::{ShapeMismatch, Tensor};

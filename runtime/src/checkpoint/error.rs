@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use tensact_topology::ModelSizes;
 
 use crate::config::ConfigError;
+use crate::tensor_file::TensorFileError;
 
 /// A checkpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -19,22 +20,9 @@ pub enum CheckpointError {
         /// Where it was looked for.
         path: PathBuf,
     },
-    /// A file cannot be opened, mapped or read.
-    #[error("cannot read {path}: {source}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// A file is not what its name says.
-    #[error("{path} is corrupt: {problem}")]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong in it.
-        problem: String,
-    },
+    /// A file of weights, or their index, cannot be used.
+    #[error(transparent)]
+    File(#[from] TensorFileError),
     /// The configuration beside the weights cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -1,7 +1,6 @@
 //! A policy's weights on disk: found, mapped, named, measured and checked before anything is loaded.
 
 mod error;
-mod mapped;
 pub mod names;
 mod sizes;
 pub mod synth;
@@ -9,16 +8,13 @@ pub mod synth;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::Dtype;
 use serde::Deserialize;
 use tensact_topology::{ModelSizes, StageKind, Variant};
 
 pub use error::{CheckpointError, Finding};
-pub use mapped::StoredTensor;
-pub(crate) use mapped::widen;
 
 use crate::config::PolicyConfig;
-use mapped::MappedFile;
+use crate::tensor_file::{StoredTensor, TensorFile, TensorFileError};
 use names::{Naming, Part, tensor_specs};
 
 /// A checked checkpoint: every tensor that its policy needs is there, has the right shape and a float type.
@@ -53,8 +49,8 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let (folder, files) = weight_files(path)?;
         let config = PolicyConfig::read(&folder)?;
-        let mapped = files.iter().map(|file| MappedFile::open(file)).collect::<Result<Vec<_>, _>>()?;
-        let (naming, tensors, mut findings) = canonical_tensors(mapped);
+        let mapped = files.iter().map(|file| TensorFile::open(file)).collect::<Result<Vec<_>, _>>()?;
+        let (naming, tensors, mut findings) = canonical_tensors(&mapped);
         let sizes = sizes::measure(&config, &tensors, &mut findings);
         if let Some(sizes) = &sizes {
             check(sizes, &tensors, &mut findings);
@@ -163,15 +159,15 @@ fn weight_files(path: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointError>
     if !index_path.is_file() {
         return Err(CheckpointError::NotFound { path: path.into() });
     }
-    let bad_index = |problem| CheckpointError::Corrupt { path: index_path.clone(), problem };
+    let bad_index = |problem| TensorFileError::Corrupt { path: index_path.clone(), problem };
     let text = std::fs::read(&index_path)
-        .map_err(|source| CheckpointError::Open { path: index_path.clone(), source })?;
+        .map_err(|source| TensorFileError::Open { path: index_path.clone(), source })?;
     let index: ShardIndex = serde_json::from_slice(&text).map_err(|error| bad_index(error.to_string()))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     for shard in &shards {
         let inside = Path::new(shard).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside {
-            return Err(bad_index(format!("it names the file {shard:?}, which is not in its folder")));
+            return Err(bad_index(format!("it names the file {shard:?}, which is not in its folder")).into());
         }
     }
     Ok((path.into(), shards.into_iter().map(|shard| path.join(shard)).collect()))
@@ -185,22 +181,22 @@ fn parent(file: &Path) -> &Path {
 }
 
 /// All tensors under openpi's names.
-fn canonical_tensors(files: Vec<MappedFile>) -> (Naming, BTreeMap<String, StoredTensor>, Vec<Finding>) {
-    let names = || files.iter().flat_map(|file| file.tensors.iter().map(|(name, _)| name.as_str()));
+fn canonical_tensors(files: &[TensorFile]) -> (Naming, BTreeMap<String, StoredTensor>, Vec<Finding>) {
+    let names = || files.iter().flat_map(|file| file.tensors().keys().map(String::as_str));
     let naming = Naming::of(names());
     // Only π0 projects the state, so a file with `state_proj` means π0's MLP when it says `time_mlp`.
     let hint = names().any(|name| name.ends_with("state_proj.weight")).then_some(Variant::Pi0);
     let mut tensors: BTreeMap<String, StoredTensor> = BTreeMap::new();
     let mut findings = Vec::new();
     for file in files {
-        for (raw, tensor) in file.tensors {
-            let name = names::canonical(&raw, hint);
+        for (raw, tensor) in file.tensors() {
+            let name = names::canonical(raw, hint);
             match tensors.get(&name) {
                 // The tied table stands in a file once or twice.
                 Some(first) if name == names::TOKEN_TABLE && first.shape() == tensor.shape() => {}
-                Some(_) => findings.push(Finding::Duplicate { name, file: file.path.clone() }),
+                Some(_) => findings.push(Finding::Duplicate { name, file: file.path().into() }),
                 None => {
-                    tensors.insert(name, tensor);
+                    tensors.insert(name, tensor.clone());
                 }
             }
         }
@@ -219,7 +215,7 @@ fn check(sizes: &ModelSizes, tensors: &BTreeMap<String, StoredTensor>, findings:
                     let found = tensor.shape().to_vec();
                     findings.push(Finding::Misshapen { name: name.clone(), found, expected: shape });
                 }
-                if !matches!(tensor.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+                if !tensor.is_float() {
                     findings.push(Finding::WrongDtype { name: name.clone(), found: tensor.dtype() });
                 }
             }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tensact_topology::{DecoderSizes, ModelSizes, Variant, VisionSizes};
 
+use super::Finding;
 use super::names::{EXPERT, PROJECTOR, TOKEN_TABLE, VISION, VLM};
-use super::{Finding, StoredTensor};
 use crate::config::PolicyConfig;
+use crate::tensor_file::StoredTensor;
 
 /// Measures a policy. `None` when it cannot be measured, with the reason among the findings.
 pub(super) fn measure(

@@ -1,3 +1,8 @@
-//! What is computed: inputs, the three stages, and the integration from noise to actions.
+//! What is computed, whatever the device: inputs, the KV cache, and the integration from noise to actions.
 
-pub mod input;
+mod cache;
+pub mod flow;
+mod input;
+
+pub use cache::{KeyValue, KvCache, Sequences};
+pub use input::ModelInput;

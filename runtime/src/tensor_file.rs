@@ -1,5 +1,6 @@
-//! One safetensors file, mapped into memory; and one tensor of it.
+//! Safetensors files, mapped into memory and read tensor by tensor.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,6 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
-
-use super::CheckpointError;
 
 /// Longest header that is parsed, in bytes: ten times what the 813 tensors of π0.5 need.
 const MAX_HEADER_BYTES: usize = 2 << 20;
@@ -45,10 +44,49 @@ impl StoredTensor {
         &self.file[self.range.clone()]
     }
 
+    /// The same elements under another shape.
+    ///
+    /// # Panics
+    /// When the shapes differ in their number of elements.
+    pub(crate) fn reshaped(self, shape: Vec<usize>) -> Self {
+        assert_eq!(
+            self.elements(),
+            shape.iter().product::<usize>(),
+            "a reshape keeps the number of elements"
+        );
+        Self { shape, ..self }
+    }
+
+    /// Row `index` of a matrix as f32, or `None` past its end.
+    pub(crate) fn row(&self, index: usize) -> Option<Vec<f32>> {
+        let bytes = self.bytes();
+        let row_bytes = bytes.len().checked_div(self.shape[0])?;
+        let start = index.checked_mul(row_bytes)?;
+        let mut values = vec![0.0; self.elements() / self.shape[0]];
+        widen(self.dtype, bytes.get(start..start.checked_add(row_bytes)?)?, &mut values);
+        Some(values)
+    }
+
+    /// Whether [`StoredTensor::to_f32`] can read it.
+    pub fn is_float(&self) -> bool {
+        matches!(self.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
+    }
+
+    /// All elements as integers, where they are booleans or integers.
+    pub fn to_integers(&self) -> Option<Vec<i64>> {
+        let bytes = self.bytes();
+        Some(match self.dtype {
+            Dtype::BOOL | Dtype::U8 => bytes.iter().map(|&byte| byte.into()).collect(),
+            Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
+            Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            _ => return None,
+        })
+    }
+
     /// All elements as f32; exact for bf16, f16 and f32.
     ///
     /// # Panics
-    /// For other element types: a [`super::Checkpoint`] refuses those when it is opened.
+    /// For other element types: see [`StoredTensor::is_float`].
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.elements()];
         widen(self.dtype, self.bytes(), &mut values);
@@ -77,33 +115,67 @@ pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
                 *out = f16::from_le_bytes(*b).to_f32();
             }
         }
-        other => unreachable!("weights of type {other:?} are refused when the checkpoint is opened"),
+        _ => unreachable!("readers ask whether a tensor is of a float type before they read it as one"),
     }
 }
 
-/// A mapped file and the names in its header.
-pub(crate) struct MappedFile {
-    pub(crate) path: PathBuf,
-    pub(crate) tensors: Vec<(String, StoredTensor)>,
+/// A file could not be read as safetensors.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFileError {
+    /// It cannot be opened or mapped.
+    #[error("cannot read {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is not what its name says.
+    #[error("{path} is corrupt: {problem}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        problem: String,
+    },
 }
 
-impl MappedFile {
+/// A mapped file, by the names in its header.
+pub struct TensorFile {
+    path: PathBuf,
+    tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl TensorFile {
     /// Maps `path` and parses its header. Allocates in proportion to the header's bytes, never to what they claim.
-    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = File::open(path).map_err(|source| CheckpointError::Open { path: path.into(), source })?;
+    ///
+    /// # Errors
+    /// When the file cannot be read, or header, offsets, shapes and length contradict each other.
+    pub fn open(path: &Path) -> Result<Self, TensorFileError> {
+        let open_error = |source| TensorFileError::Open { path: path.into(), source };
+        let file = File::open(path).map_err(open_error)?;
         // SAFETY: the map is only read. Another process that truncates or rewrites the file while it is mapped
         // breaks this; that is the price of not copying gigabytes, and the same as every safetensors reader pays.
         #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }
-            .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
+        let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
         let tensors = parse(Arc::new(map))
-            .map_err(|problem| CheckpointError::Corrupt { path: path.into(), problem })?;
+            .map_err(|problem| TensorFileError::Corrupt { path: path.into(), problem })?;
         Ok(Self { path: path.into(), tensors })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, StoredTensor> {
+        &self.tensors
     }
 }
 
 /// Reads the header: eight bytes of length, JSON, then the tensors back to back.
-fn parse(file: Arc<Mmap>) -> Result<Vec<(String, StoredTensor)>, String> {
+fn parse(file: Arc<Mmap>) -> Result<BTreeMap<String, StoredTensor>, String> {
     let found = file.len();
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(format!("it has {found} bytes, a header needs at least 8"));
@@ -119,12 +191,9 @@ fn parse(file: Arc<Mmap>) -> Result<Vec<(String, StoredTensor)>, String> {
         serde_json::from_slice(header).map_err(|error| format!("its header is not valid: {error}"))?;
 
     let data = 8 + length;
-    let mut tensors = Vec::new();
+    let mut tensors = BTreeMap::new();
     let mut problems = Vec::new();
-    let mut names = metadata.offset_keys();
-    names.sort();
-    for name in names {
-        let Some(info) = metadata.info(&name) else { continue };
+    for (name, info) in metadata.tensors() {
         match locate(info, data, found) {
             Ok(range) => {
                 let tensor = StoredTensor {
@@ -133,11 +202,12 @@ fn parse(file: Arc<Mmap>) -> Result<Vec<(String, StoredTensor)>, String> {
                     dtype: info.dtype,
                     shape: info.shape.clone(),
                 };
-                tensors.push((name, tensor));
+                tensors.insert(name, tensor);
             }
             Err(problem) => problems.push(format!("tensor `{name}` {problem}")),
         }
     }
+    problems.sort();
     if problems.is_empty() { Ok(tensors) } else { Err(problems.join("; ")) }
 }
 

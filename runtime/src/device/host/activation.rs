@@ -1,0 +1,86 @@
+//! Element-wise functions, written without branches so that they become vector instructions.
+
+/// `e^x`, accurate to 2 units in the last place; arguments below -87 give the smallest normal numbers, above 88 the
+/// largest. Reduction and polynomial as in Cephes' `expf` (Moshier).
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the sum.
+    const SHIFT: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
+    let r = x - n * 0.693_359_4;
+    let r = r - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + coefficient;
+    }
+    let p = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(SHIFT.to_bits()) << 23;
+    f32::from_bits(p.to_bits().wrapping_add(exponent))
+}
+
+/// `x · sigmoid(x)`.
+#[inline(always)]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x · sigmoid` of twice that argument, which loses no digits
+/// where tanh nears -1.
+#[inline(always)]
+pub(super) fn gelu_tanh(x: f32) -> f32 {
+    const TWICE_ROOT_TWO_OVER_PI: f32 = 1.595_769_2;
+    x / (1.0 + exp(-TWICE_ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
+}
+
+/// The nearest bf16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(super) fn round_to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { rounded })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+    use proptest::prelude::*;
+
+    fn close(found: f32, expected: f64, relative: f64) -> bool {
+        (f64::from(found) - expected).abs() <= relative * expected.abs() + 1e-37
+    }
+
+    proptest! {
+        #[test]
+        fn exp_is_accurate(x in -86.0f32..88.0) {
+            prop_assert!(close(exp(x), f64::from(x).exp(), 2.5e-7), "{} {}", exp(x), f64::from(x).exp());
+        }
+
+        #[test]
+        fn gelu_and_silu_are_accurate(x in -12.0f32..12.0) {
+            let y = f64::from(x);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y * y * y);
+            let gelu = y / (1.0 + (-2.0 * inner).exp());
+            // The argument's own rounding grows with its size, so far tails are compared absolutely.
+            prop_assert!((f64::from(gelu_tanh(x)) - gelu).abs() <= 1e-6 * gelu.abs() + 1e-9);
+            prop_assert!(close(silu(x), y / (1.0 + (-y).exp()), 2e-6));
+        }
+
+        #[test]
+        fn rounding_is_that_of_half(bits in any::<u32>()) {
+            let x = f32::from_bits(bits);
+            let (found, expected) = (round_to_bf16(x), bf16::from_f32(x).to_f32());
+            prop_assert!(found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()));
+        }
+    }
+
+    #[test]
+    fn extremes_stay_finite_and_nan_stays_nan() {
+        assert!(exp(f32::INFINITY).is_finite() && exp(f32::NEG_INFINITY) > 0.0);
+        assert!(gelu_tanh(f32::NAN).is_nan() && silu(f32::NAN).is_nan() && round_to_bf16(f32::NAN).is_nan());
+        assert_eq!(gelu_tanh(1e4), 1e4);
+        assert!(gelu_tanh(-1e4).abs() < 1e-30);
+    }
+}

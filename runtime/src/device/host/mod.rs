@@ -1,0 +1,116 @@
+//! The host CPU as a device: the embedded default, and the truth for the other devices.
+//!
+//! Invariant *same-bits*: every value of a result is computed by the same operations in the same order whatever the
+//! number of threads, the other members of a batch and the cut into slices. The kernels keep it by splitting work by
+//! rows and columns of results only, never along a sum.
+
+mod activation;
+mod attention;
+mod decoder;
+mod expert;
+mod gemm;
+mod linear;
+mod norm;
+mod prefix;
+mod rope;
+mod time;
+mod vectorise;
+mod vision;
+
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rayon::ThreadPool;
+
+pub use expert::{ExpertSlice, StepInput};
+pub use prefix::{PrefixInput, PrefixSlice};
+pub use vision::VisionSlice;
+
+/// In which type products take their factors. Sums, norms, softmax and the residual stream are f32 in either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ComputeDtype {
+    /// Weights, activations that enter a product, keys and values are rounded to bf16.
+    #[default]
+    Bf16,
+    /// Nothing is rounded.
+    F32,
+}
+
+/// A word that names no [`ComputeDtype`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a compute type: expected bf16 or f32")]
+pub struct NoSuchDtype(String);
+
+impl FromStr for ComputeDtype {
+    type Err = NoSuchDtype;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchDtype> {
+        match word {
+            "bf16" => Ok(ComputeDtype::Bf16),
+            "f32" => Ok(ComputeDtype::F32),
+            other => Err(NoSuchDtype(other.into())),
+        }
+    }
+}
+
+impl std::fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            ComputeDtype::Bf16 => "bf16",
+            ComputeDtype::F32 => "f32",
+        })
+    }
+}
+
+/// The operating system gave no threads.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {threads} worker threads: {source}")]
+pub struct NoThreads {
+    threads: usize,
+    source: rayon::ThreadPoolBuildError,
+}
+
+/// A pool of threads that runs slices of a policy.
+pub struct HostDevice {
+    pool: ThreadPool,
+    dtype: ComputeDtype,
+}
+
+impl HostDevice {
+    /// A device of that many threads; as many as there are cores when `None`.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn new(threads: Option<NonZeroUsize>, dtype: ComputeDtype) -> Result<Arc<Self>, NoThreads> {
+        let threads = threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            NonZeroUsize::get,
+        );
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("host-{index}"))
+            .build()
+            .map_err(|source| NoThreads { threads, source })?;
+        Ok(Arc::new(Self { pool, dtype }))
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// In which type products take their factors.
+    pub fn dtype(&self) -> ComputeDtype {
+        self.dtype
+    }
+
+    /// Rounds values that are about to enter a product to the compute type.
+    fn round(&self, values: &mut [f32]) {
+        if self.dtype == ComputeDtype::Bf16 {
+            vectorise::widest(|| {
+                values.iter_mut().for_each(|value| *value = activation::round_to_bf16(*value))
+            });
+        }
+    }
+}

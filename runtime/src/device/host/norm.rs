@@ -1,0 +1,123 @@
+//! Layer norm and RMS norm, one pass over each row, in f32.
+
+use rayon::prelude::*;
+
+use super::{HostDevice, vectorise::widest};
+use crate::checkpoint::Checkpoint;
+
+/// Added to the variance by SigLIP's and Gemma's norms alike.
+const EPSILON: f32 = 1e-6;
+
+/// Sum of `f(x)` over a row, in 16 interleaved partial sums.
+#[inline(always)]
+fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (chunks, rest) = row.as_chunks::<16>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += f(*x));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += f(*x));
+    lanes.iter().sum()
+}
+
+/// Applies `norm` to every row and rounds the result to the compute type: it is about to enter a product.
+fn by_row(
+    device: &HostDevice,
+    x: &[f32],
+    width: usize,
+    norm: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    device.pool.install(|| {
+        y.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().for_each(|(row, (y, x))| {
+            widest(|| norm(row, x, y));
+            device.round(y);
+        });
+    });
+    y
+}
+
+/// `(x - mean) / √(variance + ε) · weight + bias`.
+pub(super) struct LayerNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl LayerNorm {
+    /// `{name}.weight` and `{name}.bias`.
+    pub(super) fn load(checkpoint: &Checkpoint, name: &str) -> Self {
+        let read = |part| checkpoint.tensor(&format!("{name}.{part}")).to_f32();
+        Self { weight: read("weight"), bias: read("bias") }
+    }
+
+    pub(super) fn apply(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
+        let width = self.weight.len();
+        by_row(device, x, width, |_, x, y| {
+            let mean = sum(x, |x| x) / width as f32;
+            let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
+            let scale = 1.0 / (variance + EPSILON).sqrt();
+            for (((y, x), w), b) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
+                *y = (x - mean) * scale * w + b;
+            }
+        })
+    }
+}
+
+/// What an adaptive norm of π0.5 does at one denoising step, and how far the sublayer behind it is let through.
+pub(super) struct Modulation {
+    /// `1 + scale`.
+    pub(super) scale: Vec<f32>,
+    pub(super) shift: Vec<f32>,
+    pub(super) gate: Vec<f32>,
+}
+
+/// An RMS norm: `x / √(mean(x²) + ε) · scale (+ shift)`.
+pub(super) enum RmsNorm<'a> {
+    /// Gemma's: `scale = 1 + weight`, the same for every row.
+    Plain(&'a [f32]),
+    /// π0.5's: one modulation per row.
+    Adaptive(&'a [&'a Modulation]),
+}
+
+impl RmsNorm<'_> {
+    /// `1 + {name}.weight`.
+    pub(super) fn load_scale(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+        let mut scale = checkpoint.tensor(&format!("{name}.weight")).to_f32();
+        scale.iter_mut().for_each(|w| *w += 1.0);
+        scale
+    }
+
+    pub(super) fn apply(&self, device: &HostDevice, x: &[f32], width: usize) -> Vec<f32> {
+        by_row(device, x, width, |row, x, y| {
+            let factor = 1.0 / (sum(x, |x| x * x) / width as f32 + EPSILON).sqrt();
+            match self {
+                RmsNorm::Plain(scale) => {
+                    y.iter_mut().zip(x).zip(*scale).for_each(|((y, x), scale)| *y = x * factor * scale);
+                }
+                RmsNorm::Adaptive(rows) => {
+                    let modulation = rows[row];
+                    for (((y, x), scale), shift) in
+                        y.iter_mut().zip(x).zip(&modulation.scale).zip(&modulation.shift)
+                    {
+                        *y = x * factor * scale + shift;
+                    }
+                }
+            }
+        })
+    }
+
+    /// `hidden += gate · y`, where this is the norm in front of the sublayer that gave `y`; plain norms have no gate.
+    pub(super) fn add_residual(&self, hidden: &mut [f32], y: &[f32], width: usize) {
+        match self {
+            RmsNorm::Plain(_) => hidden.iter_mut().zip(y).for_each(|(hidden, y)| *hidden += y),
+            RmsNorm::Adaptive(rows) => {
+                let both = hidden.chunks_exact_mut(width).zip(y.chunks_exact(width));
+                for ((hidden, y), modulation) in both.zip(*rows) {
+                    for ((hidden, y), gate) in hidden.iter_mut().zip(y).zip(&modulation.gate) {
+                        *hidden += gate * y;
+                    }
+                }
+            }
+        }
+    }
+}

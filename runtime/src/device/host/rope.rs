@@ -1,0 +1,66 @@
+//! Rotary position embedding in Gemma's form: halves of a head are rotated against each other.
+
+/// Base of the geometric series of wavelengths.
+const THETA: f32 = 10_000.0;
+
+/// Cosines and sines for the positions of a batch's rows.
+pub(super) struct Rotation {
+    /// Per row, one value for each pair of a head.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    head_dim: usize,
+}
+
+impl Rotation {
+    /// For rows at these positions.
+    pub(super) fn new(positions: impl Iterator<Item = usize>, head_dim: usize) -> Self {
+        let pairs = head_dim / 2;
+        let frequencies: Vec<f32> =
+            (0..pairs).map(|i| 1.0 / THETA.powf((2 * i) as f32 / head_dim as f32)).collect();
+        let angles: Vec<f32> =
+            positions.flat_map(|position| frequencies.iter().map(move |f| position as f32 * f)).collect();
+        Self {
+            cos: angles.iter().map(|angle| angle.cos()).collect(),
+            sin: angles.iter().map(|angle| angle.sin()).collect(),
+            head_dim,
+        }
+    }
+
+    /// Rotates every head of rows `[rows, heads × head_dim]` in place.
+    pub(super) fn apply(&self, x: &mut [f32]) {
+        let pairs = self.head_dim / 2;
+        let rows = self.cos.len() / pairs;
+        if rows == 0 {
+            return;
+        }
+        let width = x.len() / rows;
+        for (row, x) in x.chunks_exact_mut(width).enumerate() {
+            let (cos, sin) = (&self.cos[row * pairs..][..pairs], &self.sin[row * pairs..][..pairs]);
+            for head in x.chunks_exact_mut(self.head_dim) {
+                let (low, high) = head.split_at_mut(pairs);
+                for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                    (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_keeps_lengths_and_depends_on_distance_only() {
+        let rotated = |position| {
+            let mut x = vec![0.3, -1.0, 0.5, 2.0];
+            Rotation::new([position].into_iter(), 4).apply(&mut x);
+            x
+        };
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        assert_eq!(rotated(0), [0.3, -1.0, 0.5, 2.0]);
+        assert!((dot(&rotated(7), &rotated(7)) - dot(&rotated(0), &rotated(0))).abs() < 1e-5);
+        assert!((dot(&rotated(7), &rotated(9)) - dot(&rotated(107), &rotated(109))).abs() < 1e-4);
+        assert!((dot(&rotated(7), &rotated(9)) - dot(&rotated(7), &rotated(12))).abs() > 1e-2);
+    }
+}

@@ -1,0 +1,196 @@
+//! Everything of the suffix that depends on time alone, computed once for each number of steps.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tensact_topology::{LayerRange, Variant};
+
+use super::HostDevice;
+use super::activation::silu;
+use super::decoder::BlockName;
+use super::gemm::{Columns, multiply};
+use super::linear::Linear;
+use super::norm::Modulation;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::names::EXPERT;
+use crate::model::flow::{Step, Steps};
+use crate::tensor_file::StoredTensor;
+
+/// Numbers of steps whose tables are kept.
+const KEPT_TABLES: usize = 4;
+
+/// `[sin(w t), cos(w t)]` with `w = 2π / period` and `width / 2` periods in geometric series, computed in f64
+/// (openpi `create_sinusoidal_pos_embedding`).
+pub(super) fn embed_time(time: f32, width: usize, (min, max): (f64, f64)) -> Vec<f32> {
+    let half = width / 2;
+    let angle = |i: usize| {
+        let period = min * (max / min).powf(i as f64 / (half - 1) as f64);
+        std::f64::consts::TAU / period * f64::from(time)
+    };
+    (0..half).map(|i| angle(i).sin() as f32).chain((0..half).map(|i| angle(i).cos() as f32)).collect()
+}
+
+/// What a slice of the expert needs to know of the steps of one integration.
+pub(super) struct TimeTable {
+    steps: Steps,
+    /// π0, first slice: the time's share of `action_time_mlp_in`, bias included, `[steps][width]`.
+    pub(super) mixed: Vec<Vec<f32>>,
+    /// π0.5: modulations of the two norms of each layer of the slice, `[steps][layer][2]`.
+    pub(super) layers: Vec<Vec<[Modulation; 2]>>,
+    /// π0.5, last slice: modulation of the final norm, `[steps]`.
+    pub(super) last: Vec<Modulation>,
+}
+
+/// Makes the tables of one slice, and keeps those in use.
+pub(super) struct TimeTables {
+    source: Source,
+    width: usize,
+    periods: (f64, f64),
+    kept: Mutex<Vec<Arc<TimeTable>>>,
+}
+
+/// The weights that see time.
+enum Source {
+    /// π0: the second half of `action_time_mlp_in`'s columns, where the slice embeds actions.
+    Mixed { mlp_in: Option<ActionTimeMlp> },
+    /// π0.5.
+    Adaptive(Box<AdaptiveSource>),
+}
+
+struct AdaptiveSource {
+    time_in: Linear,
+    time_out: Linear,
+    /// Dense layers of the two norms of each layer of the slice.
+    norms: Vec<[Linear; 2]>,
+    /// Dense layer of the final norm, in the last slice.
+    last: Option<Linear>,
+}
+
+/// π0's first MLP layer over an action token beside the time embedding, cut between the two.
+#[derive(Clone)]
+pub(super) struct ActionTimeMlp {
+    weight: Arc<Vec<f32>>,
+    bias: Vec<f32>,
+}
+
+impl ActionTimeMlp {
+    pub(super) fn load(checkpoint: &Checkpoint) -> Self {
+        let tensor = |part| StoredTensor::to_f32(checkpoint.tensor(&format!("action_time_mlp_in.{part}")));
+        Self { weight: Arc::new(tensor("weight")), bias: tensor("bias") }
+    }
+
+    /// The action tokens' share, without bias: `[rows, width]` to the same.
+    pub(super) fn apply_to_actions(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
+        self.apply(device, x, 0)
+    }
+
+    fn apply_to_time(&self, device: &HostDevice, time: &[f32]) -> Vec<f32> {
+        let mut y = self.apply(device, time, self.bias.len());
+        y.iter_mut().zip(&self.bias).for_each(|(y, b)| *y += b);
+        y
+    }
+
+    fn apply(&self, device: &HostDevice, x: &[f32], first_column: usize) -> Vec<f32> {
+        let width = self.bias.len();
+        multiply(device, x, width, Columns::ByColumn(&self.weight[first_column..], 2 * width), width)
+    }
+}
+
+impl TimeTables {
+    /// For a slice of the expert; makes the table of the checkpoint's own number of steps.
+    pub(super) fn load(
+        device: &HostDevice,
+        checkpoint: &Checkpoint,
+        layers: LayerRange,
+        mlp_in: Option<ActionTimeMlp>,
+    ) -> Self {
+        let sizes = checkpoint.sizes();
+        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name).in_f32();
+        let source = match sizes.variant {
+            Variant::Pi0 => Source::Mixed { mlp_in },
+            Variant::Pi05 => Source::Adaptive(Box::new(AdaptiveSource {
+                time_in: linear("time_mlp_in"),
+                time_out: linear("time_mlp_out"),
+                norms: layers
+                    .iter()
+                    .map(|layer| BlockName::new(EXPERT, layer).norms().map(|n| linear(&format!("{n}.dense"))))
+                    .collect(),
+                last: (layers.end() == sizes.expert.layers).then(|| linear(&format!("{EXPERT}.norm.dense"))),
+            })),
+        };
+        let periods = checkpoint.config().periods;
+        let tables = Self { source, width: sizes.expert.width, periods, kept: Mutex::default() };
+        if let Ok(steps) = Steps::new(sizes.steps) {
+            tables.get(device, steps);
+        }
+        tables
+    }
+
+    /// The table for this number of steps: kept, or made now.
+    pub(super) fn get(&self, device: &HostDevice, steps: Steps) -> Arc<TimeTable> {
+        // A poisoned list is still a list of whole tables.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = kept.iter().find(|table| table.steps == steps) {
+            return Arc::clone(table);
+        }
+        let table = Arc::new(self.make(device, steps));
+        // The first one belongs to the checkpoint's own number of steps and stays.
+        if kept.len() == KEPT_TABLES {
+            kept.remove(1);
+        }
+        kept.push(Arc::clone(&table));
+        table
+    }
+
+    fn make(&self, device: &HostDevice, steps: Steps) -> TimeTable {
+        let mut table = TimeTable { steps, mixed: Vec::new(), layers: Vec::new(), last: Vec::new() };
+        for step in steps.iter() {
+            let time = embed_time(step.time(), self.width, self.periods);
+            match &self.source {
+                Source::Mixed { mlp_in: Some(mlp_in) } => {
+                    table.mixed.push(mlp_in.apply_to_time(device, &time))
+                }
+                Source::Mixed { mlp_in: None } => {}
+                Source::Adaptive(source) => {
+                    let AdaptiveSource { time_in, time_out, norms, last } = &**source;
+                    let condition = condition(device, time_in, time_out, &time);
+                    let modulation = |dense: &Linear| Modulation::from_dense(dense.apply(device, &condition));
+                    table.layers.push(norms.iter().map(|[a, b]| [modulation(a), modulation(b)]).collect());
+                    table.last.extend(last.iter().map(modulation));
+                }
+            }
+        }
+        table
+    }
+}
+
+/// `silu(time_mlp_out(silu(time_mlp_in(time))))`.
+fn condition(device: &HostDevice, time_in: &Linear, time_out: &Linear, time: &[f32]) -> Vec<f32> {
+    let activated = |mut x: Vec<f32>| {
+        x.iter_mut().for_each(|x| *x = silu(*x));
+        x
+    };
+    activated(time_out.apply(device, &activated(time_in.apply(device, time))))
+}
+
+/// The time condition of each step of π0.5, `[steps][width]`; nothing for π0.
+pub(super) fn conditions(device: &HostDevice, checkpoint: &Checkpoint, steps: Steps) -> Vec<Vec<f32>> {
+    if checkpoint.sizes().variant == Variant::Pi0 {
+        return Vec::new();
+    }
+    let load = |name| Linear::load_with_bias(device, checkpoint, name).in_f32();
+    let (time_in, time_out) = (load("time_mlp_in"), load("time_mlp_out"));
+    let embed =
+        |step: Step| embed_time(step.time(), checkpoint.sizes().expert.width, checkpoint.config().periods);
+    steps.iter().map(|step| condition(device, &time_in, &time_out, &embed(step))).collect()
+}
+
+impl Modulation {
+    /// Splits the output of an adaptive norm's dense layer: scale, shift and gate side by side.
+    fn from_dense(mut dense: Vec<f32>) -> Self {
+        let width = dense.len() / 3;
+        let gate = dense.split_off(2 * width);
+        let shift = dense.split_off(width);
+        dense.iter_mut().for_each(|scale| *scale += 1.0);
+        Self { scale: dense, shift, gate }
+    }
+}

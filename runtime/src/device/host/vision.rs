@@ -1,0 +1,284 @@
+//! The SigLIP vision tower and the projector to the VLM.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use tensact_topology::{LayerRange, StageKind, VisionSizes};
+
+use super::activation::gelu_tanh;
+use super::attention::{Heads, attention};
+use super::linear::Linear;
+use super::norm::LayerNorm;
+use super::{HostDevice, vectorise::widest};
+use crate::Tensor;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::names::{PROJECTOR, VISION};
+use crate::device::SliceError;
+
+const STAGE: StageKind = StageKind::Vision;
+
+/// Some consecutive blocks of the vision tower. The first slice embeds images, the last one projects.
+pub struct VisionSlice {
+    device: Arc<HostDevice>,
+    sizes: VisionSizes,
+    layers: LayerRange,
+    embedding: Option<PatchEmbedding>,
+    blocks: Vec<Block>,
+    projection: Option<(LayerNorm, Linear)>,
+}
+
+struct PatchEmbedding {
+    patch: Linear,
+    /// `[table_side², width]`.
+    positions: Vec<f32>,
+}
+
+struct Block {
+    norms: [LayerNorm; 2],
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl VisionSlice {
+    /// Loads some blocks.
+    ///
+    /// # Errors
+    /// When the tower has no such blocks.
+    pub fn load(
+        device: &Arc<HostDevice>,
+        checkpoint: &Checkpoint,
+        layers: LayerRange,
+    ) -> Result<Self, SliceError> {
+        let sizes = checkpoint.sizes().vision;
+        if layers.end() > sizes.layers {
+            return Err(SliceError::NoSuchLayers { stage: STAGE, layers: sizes.layers, range: layers });
+        }
+        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name);
+        let position_name = format!("{VISION}.embeddings.position_embedding.weight");
+        Ok(Self {
+            device: Arc::clone(device),
+            sizes,
+            layers,
+            embedding: (layers.start() == 0).then(|| PatchEmbedding {
+                patch: linear(&format!("{VISION}.embeddings.patch_embedding")),
+                positions: checkpoint.tensor(&position_name).to_f32(),
+            }),
+            blocks: layers.iter().map(|layer| Block::load(device, checkpoint, layer)).collect(),
+            projection: (layers.end() == sizes.layers).then(|| {
+                (LayerNorm::load(checkpoint, &format!("{VISION}.post_layernorm")), linear(PROJECTOR))
+            }),
+        })
+    }
+
+    /// The layers of this slice.
+    pub fn layers(&self) -> LayerRange {
+        self.layers
+    }
+
+    /// Takes images `[n, 3, S, S]` with values in [-1, 1] (first slice) or hidden states `[n, patches, width]`; gives
+    /// hidden states, or image tokens `[n, patches, VLM width]` (last slice).
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn run(&self, input: &Tensor) -> Result<Tensor, SliceError> {
+        let hidden = if self.embedding.is_some() { self.embed(input)? } else { input.clone() };
+        let hidden = self.blocks(hidden)?;
+        if self.projection.is_some() { self.project(&self.normalise(&hidden)?) } else { Ok(hidden) }
+    }
+
+    /// Images `[n, 3, S, S]` to patch embeddings with positions, `[n, patches, width]`. `S` may be any multiple of
+    /// the patch that gives at least as many patches a side as the position table has.
+    ///
+    /// # Errors
+    /// When the shape does not fit, or this is not the first slice.
+    pub fn embed(&self, images: &Tensor) -> Result<Tensor, SliceError> {
+        let embedding = self.embedding.as_ref().ok_or_else(|| self.not_here("the patch embedding"))?;
+        let VisionSizes { width, patch, table_side, .. } = self.sizes;
+        let &[count, 3, side, columns] = images.shape() else { return Err(self.bad_images(images)) };
+        if side != columns || !side.is_multiple_of(patch) || side / patch < table_side {
+            return Err(self.bad_images(images));
+        }
+        let grid = side / patch;
+        let mut patches = unfold(images, grid, patch);
+        self.device.round(&mut patches);
+        let mut hidden = embedding.patch.apply(&self.device, &patches);
+        let positions = resize_positions(&embedding.positions, table_side, grid);
+        for hidden in hidden.chunks_exact_mut(positions.len()) {
+            hidden.iter_mut().zip(positions.iter()).for_each(|(hidden, position)| *hidden += position);
+        }
+        Ok(of_shape([count, grid * grid, width], hidden))
+    }
+
+    /// All blocks of the slice, `[n, patches, width]` to the same.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn blocks(&self, mut hidden: Tensor) -> Result<Tensor, SliceError> {
+        self.check_hidden(&hidden)?;
+        let image = hidden.shape()[1] * hidden.shape()[2];
+        for block in &self.blocks {
+            block.run(&self.device, hidden.data_mut(), image, &self.sizes);
+        }
+        Ok(hidden)
+    }
+
+    /// The norm behind the last block.
+    ///
+    /// # Errors
+    /// When the shape does not fit, or this is not the last slice.
+    pub fn normalise(&self, hidden: &Tensor) -> Result<Tensor, SliceError> {
+        self.check_hidden(hidden)?;
+        let (norm, _) = self.projection.as_ref().ok_or_else(|| self.not_here("the final norm"))?;
+        Ok(of_shape(hidden.shape(), norm.apply(&self.device, hidden.data())))
+    }
+
+    /// Normalised hidden states to image tokens `[n, patches, VLM width]`.
+    ///
+    /// # Errors
+    /// When the shape does not fit, or this is not the last slice.
+    pub fn project(&self, normed: &Tensor) -> Result<Tensor, SliceError> {
+        self.check_hidden(normed)?;
+        let (_, projector) = self.projection.as_ref().ok_or_else(|| self.not_here("the projector"))?;
+        let shape = [normed.shape()[0], normed.shape()[1], projector.outputs()];
+        Ok(of_shape(shape, projector.apply(&self.device, normed.data())))
+    }
+
+    fn check_hidden(&self, hidden: &Tensor) -> Result<(), SliceError> {
+        match *hidden.shape() {
+            [_, patches, width] if patches > 0 && width == self.sizes.width => Ok(()),
+            _ => Err(SliceError::Shape {
+                stage: STAGE,
+                what: "hidden states",
+                expected: format!("[images, patches, {}]", self.sizes.width),
+                found: hidden.shape().into(),
+            }),
+        }
+    }
+
+    fn bad_images(&self, images: &Tensor) -> SliceError {
+        let VisionSizes { patch, table_side, .. } = self.sizes;
+        SliceError::Shape {
+            stage: STAGE,
+            what: "images",
+            expected: format!(
+                "[images, 3, S, S] with S a multiple of {patch}, at least {}",
+                patch * table_side
+            ),
+            found: images.shape().into(),
+        }
+    }
+
+    fn not_here(&self, what: &'static str) -> SliceError {
+        SliceError::NotHere { stage: STAGE, what, range: self.layers }
+    }
+}
+
+/// A tensor whose values were computed for this shape.
+pub(super) fn of_shape(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Tensor {
+    Tensor::new(shape, data).expect("kernels give as many values as their shapes say")
+}
+
+impl Block {
+    fn load(device: &HostDevice, checkpoint: &Checkpoint, layer: usize) -> Self {
+        let name = |part: &str| format!("{VISION}.encoder.layers.{layer}.{part}");
+        let linear = |part: &str| Linear::load_with_bias(device, checkpoint, &name(part));
+        Self {
+            norms: ["layer_norm1", "layer_norm2"].map(|norm| LayerNorm::load(checkpoint, &name(norm))),
+            q: linear("self_attn.q_proj"),
+            k: linear("self_attn.k_proj"),
+            v: linear("self_attn.v_proj"),
+            out: linear("self_attn.out_proj"),
+            fc1: linear("mlp.fc1"),
+            fc2: linear("mlp.fc2"),
+        }
+    }
+
+    /// `image` is the number of values that one image has in `hidden`.
+    fn run(&self, device: &HostDevice, hidden: &mut [f32], image: usize, sizes: &VisionSizes) {
+        let heads = Heads { query: sizes.heads, key_value: sizes.heads, width: sizes.head_dim() };
+        let normed = self.norms[0].apply(device, hidden);
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|linear| {
+            let mut y = linear.apply(device, &normed);
+            device.round(&mut y);
+            y
+        });
+        let mut attended = Vec::with_capacity(hidden.len());
+        for ((q, k), v) in q.chunks(image).zip(k.chunks(image)).zip(v.chunks(image)) {
+            attended.extend(attention(device, q, k, v, heads));
+        }
+        device.round(&mut attended);
+        add(hidden, &self.out.apply(device, &attended));
+
+        let mut inner = self.fc1.apply(device, &self.norms[1].apply(device, hidden));
+        device.pool.install(|| {
+            inner.par_chunks_mut(sizes.mlp).for_each(|row| {
+                widest(|| row.iter_mut().for_each(|x| *x = gelu_tanh(*x)));
+                device.round(row);
+            });
+        });
+        add(hidden, &self.fc2.apply(device, &inner));
+    }
+}
+
+fn add(hidden: &mut [f32], y: &[f32]) {
+    hidden.iter_mut().zip(y).for_each(|(hidden, y)| *hidden += y);
+}
+
+/// Patches as rows, `[n × grid², 3 × patch²]`, in the order of the convolution's kernel.
+fn unfold(images: &Tensor, grid: usize, patch: usize) -> Vec<f32> {
+    let side = grid * patch;
+    let mut rows = Vec::with_capacity(images.data().len());
+    for image in images.data().chunks_exact(3 * side * side) {
+        for (down, across) in (0..grid).flat_map(|down| (0..grid).map(move |across| (down, across))) {
+            for (channel, line) in (0..3).flat_map(|channel| (0..patch).map(move |line| (channel, line))) {
+                let start = (channel * side + down * patch + line) * side + across * patch;
+                rows.extend_from_slice(&image[start..start + patch]);
+            }
+        }
+    }
+    rows
+}
+
+/// The position table `[from², width]` for a grid of `to` patches a side: bicubic with a = -0.75 and pixel centres
+/// aligned, as PyTorch's `interpolate(mode="bicubic", align_corners=False)`.
+fn resize_positions(table: &[f32], from: usize, to: usize) -> Cow<'_, [f32]> {
+    if from == to {
+        return Cow::Borrowed(table);
+    }
+    let width = table.len() / (from * from);
+    let taps: Vec<[(usize, f32); 4]> = (0..to).map(|i| cubic_taps(i, from, to)).collect();
+    let mut resized = vec![0.0; to * to * width];
+    for (cell, out) in resized.chunks_exact_mut(width).enumerate() {
+        for (down, down_weight) in taps[cell / to] {
+            for (across, across_weight) in taps[cell % to] {
+                let source = &table[(down * from + across) * width..][..width];
+                out.iter_mut().zip(source).for_each(|(out, x)| *out += down_weight * across_weight * x);
+            }
+        }
+    }
+    Cow::Owned(resized)
+}
+
+/// The four source cells of target cell `i`, clamped to the table, and their weights (Keys 1981).
+fn cubic_taps(i: usize, from: usize, to: usize) -> [(usize, f32); 4] {
+    const A: f32 = -0.75;
+    let near = |d: f32| ((A + 2.0) * d - (A + 3.0)) * d * d + 1.0;
+    let far = |d: f32| ((A * d - 5.0 * A) * d + 8.0 * A) * d - 4.0 * A;
+    let source = (i as f32 + 0.5) * from as f32 / to as f32 - 0.5;
+    let below = source.floor();
+    let t = source - below;
+    let weights = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
+    let clamp = |offset: f32| (below + offset).clamp(0.0, (from - 1) as f32) as usize;
+    [-1.0, 0.0, 1.0, 2.0]
+        .map(clamp)
+        .into_iter()
+        .zip(weights)
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap_or_default()
+}

@@ -1,0 +1,80 @@
+//! What stages hand to each other: sequences of hidden states, and the KV cache.
+
+use tensact_topology::LayerRange;
+
+use crate::Tensor;
+
+/// Hidden states of several sequences, one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequences {
+    /// `[tokens of all sequences, width]`.
+    pub hidden: Tensor,
+    /// Tokens of each sequence; their sum is the number of rows.
+    pub lengths: Vec<usize>,
+}
+
+/// Keys and values of one layer and one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyValue {
+    /// `[tokens, kv_width]`, after the rotary embedding.
+    pub keys: Tensor,
+    /// `[tokens, kv_width]`.
+    pub values: Tensor,
+}
+
+impl KeyValue {
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.keys.rows()
+    }
+}
+
+/// Keys and values of one sequence for the layers of an expert slice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KvCache {
+    layers: LayerRange,
+    entries: Vec<KeyValue>,
+}
+
+/// A [`KvCache`] was made of the wrong number of layers, or of layers of different lengths.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a cache of layers {layers} needs {} entries of one length, found entries of lengths {found:?}", layers.len())]
+pub struct CacheMismatch {
+    layers: LayerRange,
+    found: Vec<usize>,
+}
+
+impl KvCache {
+    /// The cache of these layers, first layer first.
+    ///
+    /// # Errors
+    /// When there is not one entry per layer, or they differ in their number of tokens.
+    pub fn new(layers: LayerRange, entries: Vec<KeyValue>) -> Result<Self, CacheMismatch> {
+        let lengths = || entries.iter().map(KeyValue::tokens);
+        if entries.len() == layers.len() && lengths().all(|length| Some(length) == lengths().next()) {
+            Ok(Self { layers, entries })
+        } else {
+            Err(CacheMismatch { layers, found: lengths().collect() })
+        }
+    }
+
+    /// The layers it serves.
+    pub fn layers(&self) -> LayerRange {
+        self.layers
+    }
+
+    /// Number of tokens: the next token's position.
+    pub fn tokens(&self) -> usize {
+        self.entries.first().map_or(0, KeyValue::tokens)
+    }
+
+    /// Keys and values of a layer, counted from the first layer of the slice.
+    pub(crate) fn entry(&self, index: usize) -> &KeyValue {
+        &self.entries[index]
+    }
+
+    /// To append the state token, layer by layer.
+    pub(crate) fn entries_mut(&mut self) -> &mut [KeyValue] {
+        &mut self.entries
+    }
+}

@@ -1,0 +1,314 @@
+//! A whole policy on one host device: the three stages run one after the other.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
+
+use crate::Tensor;
+use crate::checkpoint::Checkpoint;
+use crate::device::SliceError;
+use crate::device::host::{ExpertSlice, HostDevice, PrefixInput, PrefixSlice, StepInput, VisionSlice};
+use crate::model::flow::{Guidance, Step, Steps};
+use crate::model::{KeyValue, KvCache, ModelInput};
+
+/// Where the layers of the stages are cut into slices.
+///
+/// Invariant *covered-once*: every layer of every stage is in exactly one slice, and slices are in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cuts {
+    vision: Vec<LayerRange>,
+    prefix: Vec<LayerRange>,
+    expert: Vec<LayerRange>,
+}
+
+/// Ranges that do not cover a stage.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("slices {} do not cover the {layers} layers of the {stage} stage once and in order", list(.slices))]
+pub struct NotCovered {
+    stage: StageKind,
+    layers: usize,
+    slices: Vec<LayerRange>,
+}
+
+fn list(slices: &[LayerRange]) -> String {
+    slices.iter().map(LayerRange::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl Cuts {
+    /// These slices of the three stages.
+    ///
+    /// # Errors
+    /// When a stage is not covered once and in order.
+    pub fn new(
+        sizes: &ModelSizes,
+        vision: Vec<LayerRange>,
+        prefix: Vec<LayerRange>,
+        expert: Vec<LayerRange>,
+    ) -> Result<Self, NotCovered> {
+        for (stage, slices) in StageKind::ALL.into_iter().zip([&vision, &prefix, &expert]) {
+            let layers = sizes.layers(stage);
+            let mut next = 0;
+            let joined =
+                slices.iter().all(|slice| std::mem::replace(&mut next, slice.end()) == slice.start());
+            if !joined || next != layers {
+                return Err(NotCovered { stage, layers, slices: slices.clone() });
+            }
+        }
+        Ok(Self { vision, prefix, expert })
+    }
+
+    /// Slices of `length` layers each; the last one of a stage may be shorter.
+    pub fn every(sizes: &ModelSizes, length: std::num::NonZeroUsize) -> Self {
+        let cut = |stage| {
+            let layers = sizes.layers(stage);
+            (0..layers)
+                .step_by(length.get())
+                .filter_map(|start| LayerRange::new(start, (start + length.get()).min(layers)).ok())
+                .collect()
+        };
+        Self {
+            vision: cut(StageKind::Vision),
+            prefix: cut(StageKind::Prefix),
+            expert: cut(StageKind::Expert),
+        }
+    }
+
+    /// One slice per stage.
+    pub fn none(sizes: &ModelSizes) -> Self {
+        Self::every(sizes, std::num::NonZeroUsize::MAX)
+    }
+}
+
+/// One observation and what to start its integration from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// The observation after preprocessing.
+    pub input: ModelInput,
+    /// Noise `[horizon, action_dim]`.
+    pub noise: Tensor,
+    /// Denoising steps.
+    pub steps: Steps,
+    /// Real-time chunking, where the robot still executes a previous chunk.
+    pub guidance: Option<Guidance>,
+}
+
+/// How long the stages of a batch took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageTimes {
+    /// Vision tower over all cameras.
+    pub vision: Duration,
+    /// VLM over the prefix.
+    pub prefix: Duration,
+    /// All denoising steps of the action expert.
+    pub denoise: Duration,
+}
+
+/// Keys and values of one request, one cache per slice of the expert.
+pub type RequestCache = Vec<KvCache>;
+
+/// The slices of all stages, loaded.
+pub struct Policy {
+    sizes: ModelSizes,
+    /// Slices of the vision tower, in order.
+    pub vision: Vec<VisionSlice>,
+    /// Slices of the VLM, in order.
+    pub prefix: Vec<PrefixSlice>,
+    /// Slices of the action expert, in order.
+    pub expert: Vec<ExpertSlice>,
+}
+
+impl Policy {
+    /// Loads all slices.
+    ///
+    /// # Errors
+    /// When the cuts are those of other sizes.
+    pub fn load(device: &Arc<HostDevice>, checkpoint: &Checkpoint, cuts: &Cuts) -> Result<Self, SliceError> {
+        let vision = cuts.vision.iter().map(|range| VisionSlice::load(device, checkpoint, *range));
+        let prefix = cuts.prefix.iter().map(|range| PrefixSlice::load(device, checkpoint, *range));
+        let expert = cuts.expert.iter().map(|range| ExpertSlice::load(device, checkpoint, *range));
+        Ok(Self {
+            sizes: *checkpoint.sizes(),
+            vision: vision.collect::<Result<_, _>>()?,
+            prefix: prefix.collect::<Result<_, _>>()?,
+            expert: expert.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The policy's sizes.
+    pub fn sizes(&self) -> &ModelSizes {
+        &self.sizes
+    }
+
+    /// Actions of a batch, `[horizon, action_dim]` in model units each, and the time each stage took.
+    ///
+    /// # Errors
+    /// When a sample's tensors do not have the policy's shapes.
+    pub fn infer(&self, samples: &[Sample]) -> Result<(Vec<Tensor>, StageTimes), SliceError> {
+        let clock = Instant::now();
+        let inputs: Vec<&ModelInput> = samples.iter().map(|sample| &sample.input).collect();
+        let images = self.see(&inputs)?;
+        let vision = clock.elapsed();
+        let mut caches = self.read(&inputs, &images)?;
+        let prefix = clock.elapsed() - vision;
+        let actions = self.denoise(samples, &mut caches)?;
+        let denoise = clock.elapsed() - vision - prefix;
+        Ok((actions, StageTimes { vision, prefix, denoise }))
+    }
+
+    /// The vision stage: image tokens `[patches, width]` of every camera that is there, per input.
+    ///
+    /// # Errors
+    /// When an image has another shape than the policy takes.
+    pub fn see(&self, inputs: &[&ModelInput]) -> Result<Vec<Vec<Tensor>>, SliceError> {
+        let present: Vec<&Tensor> = inputs.iter().flat_map(|input| input.images.iter().flatten()).collect();
+        let mut tokens = Vec::with_capacity(present.len());
+        if let Some(first) = present.first() {
+            if let Some(odd) = present.iter().find(|image| image.shape() != first.shape()) {
+                return Err(SliceError::Shape {
+                    stage: StageKind::Vision,
+                    what: "images of one size",
+                    expected: format!("{:?}", first.shape()),
+                    found: odd.shape().into(),
+                });
+            }
+            let shape = [&[present.len()], first.shape()].concat();
+            let data = present.iter().flat_map(|image| image.data()).copied().collect();
+            let mut hidden = Tensor::new(shape, data).expect("all images have the shape of the first");
+            for slice in &self.vision {
+                hidden = slice.run(&hidden)?;
+            }
+            let (patches, width) = (hidden.shape()[1], hidden.shape()[2]);
+            tokens.extend(
+                hidden
+                    .data()
+                    .chunks_exact(patches * width)
+                    .filter_map(|image| Tensor::new([patches, width], image.to_vec()).ok()),
+            );
+        }
+        let mut tokens = tokens.into_iter();
+        Ok(inputs
+            .iter()
+            .map(|input| tokens.by_ref().take(input.images.iter().flatten().count()).collect())
+            .collect())
+    }
+
+    /// The prefix stage: the KV cache of every input.
+    ///
+    /// # Errors
+    /// When a token is not in the table, or a prefix is empty.
+    pub fn read(
+        &self,
+        inputs: &[&ModelInput],
+        images: &[Vec<Tensor>],
+    ) -> Result<Vec<RequestCache>, SliceError> {
+        let parts: Vec<PrefixInput<'_>> = inputs
+            .iter()
+            .zip(images)
+            .map(|(input, images)| PrefixInput { images, tokens: &input.tokens })
+            .collect();
+        let mut entries: Vec<Vec<KeyValue>> = vec![Vec::new(); inputs.len()];
+        let mut emit = |_, layer: Vec<KeyValue>| {
+            entries.iter_mut().zip(layer).for_each(|(entries, entry)| entries.push(entry));
+        };
+        if let Some(first) = self.prefix.first() {
+            let mut hidden = Some(first.embed(&parts)?);
+            for slice in &self.prefix {
+                if let Some(input) = hidden {
+                    hidden = slice.run(input, &mut emit)?;
+                } else {
+                    break;
+                }
+            }
+        }
+        Ok(entries.into_iter().map(|entries| self.hand_over(entries)).collect())
+    }
+
+    /// One cache for each slice of the expert.
+    fn hand_over(&self, entries: Vec<KeyValue>) -> RequestCache {
+        let mut entries = entries.into_iter();
+        self.expert
+            .iter()
+            .map(|slice| {
+                let entries = entries.by_ref().take(slice.layers().len()).collect();
+                KvCache::new(slice.layers(), entries).expect("the VLM has as many layers as the expert")
+            })
+            .collect()
+    }
+
+    /// π0's state token: computed once, kept beside the prefix in the caches.
+    ///
+    /// # Errors
+    /// When a state does not have the policy's width.
+    pub fn cache_states(
+        &self,
+        inputs: &[&ModelInput],
+        caches: &mut [RequestCache],
+    ) -> Result<(), SliceError> {
+        if self.sizes.variant == Variant::Pi05 {
+            return Ok(());
+        }
+        let states: Vec<f32> = inputs.iter().flat_map(|input| &input.state).copied().collect();
+        let shape = [inputs.len(), states.len() / inputs.len().max(1)];
+        let mut hidden = Tensor::new(shape, states).map_err(|_| SliceError::Shape {
+            stage: StageKind::Expert,
+            what: "states",
+            expected: format!("[{}]", self.sizes.state_dim),
+            found: inputs.iter().map(|input| input.state.len()).collect(),
+        })?;
+        for (index, slice) in self.expert.iter().enumerate() {
+            let mut caches: Vec<&mut KvCache> = caches.iter_mut().map(|caches| &mut caches[index]).collect();
+            match slice.cache_state(&hidden, &mut caches)? {
+                Some(next) => hidden = next,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The expert stage: integrates every sample over its own steps.
+    ///
+    /// # Errors
+    /// When noise or state do not have the policy's shapes.
+    pub fn denoise(
+        &self,
+        samples: &[Sample],
+        caches: &mut [RequestCache],
+    ) -> Result<Vec<Tensor>, SliceError> {
+        let inputs: Vec<&ModelInput> = samples.iter().map(|sample| &sample.input).collect();
+        self.cache_states(&inputs, caches)?;
+        let mut actions: Vec<Tensor> = samples.iter().map(|sample| sample.noise.clone()).collect();
+        let mut steps: Vec<_> = samples.iter().map(|sample| sample.steps.iter()).collect();
+        loop {
+            let due: Vec<(usize, Step)> =
+                steps.iter_mut().enumerate().filter_map(|(i, steps)| Some((i, steps.next()?))).collect();
+            if due.is_empty() {
+                return Ok(actions);
+            }
+            let at: Vec<(Step, &Tensor, &RequestCache)> =
+                due.iter().map(|&(i, step)| (step, &actions[i], &caches[i])).collect();
+            let velocities = self.velocities(&at)?;
+            for ((i, step), mut velocity) in due.into_iter().zip(velocities) {
+                if let Some(guidance) = &samples[i].guidance {
+                    guidance.bend(step, &actions[i], &mut velocity);
+                }
+                step.advance(&mut actions[i], &velocity);
+            }
+        }
+    }
+
+    /// Velocities of some requests, each at its own step and place.
+    ///
+    /// # Errors
+    /// When actions do not have the policy's shape.
+    pub fn velocities(&self, at: &[(Step, &Tensor, &RequestCache)]) -> Result<Vec<Tensor>, SliceError> {
+        let mut hidden: Vec<Tensor> = at.iter().map(|(_, x, _)| (*x).clone()).collect();
+        for (index, slice) in self.expert.iter().enumerate() {
+            let inputs: Vec<StepInput<'_>> = (at.iter().zip(&hidden))
+                .map(|((step, _, caches), x)| StepInput { x, step: *step, cache: &caches[index] })
+                .collect();
+            hidden = slice.step(&inputs)?;
+        }
+        Ok(hidden)
+    }
+}
