@@ -125,6 +125,16 @@ impl Checkpoint {
 }
 
 impl PartTotals {
+    /// Adds another part's totals.
+    pub fn merge(&mut self, other: &Self) {
+        self.tensors += other.tensors;
+        self.parameters += other.parameters;
+        self.bytes += other.bytes;
+        for (dtype, parameters) in &other.dtypes {
+            *self.dtypes.entry(dtype.clone()).or_default() += parameters;
+        }
+    }
+
     fn add(&mut self, tensor: &StoredTensor) {
         self.tensors += 1;
         self.parameters += tensor.elements();

@@ -1,0 +1,9 @@
+//! The `tensact` command line.
+
+mod cli;
+
+use clap::Parser;
+
+fn main() -> miette::Result<()> {
+    cli::Cli::parse().run()
+}
