@@ -1,6 +1,7 @@
 //! A policy's weights on disk: found, mapped, named, measured and checked before anything is loaded.
 
 mod error;
+pub mod hub;
 pub mod names;
 mod sizes;
 pub mod synth;
