@@ -193,6 +193,9 @@ impl Profile {
         if self.state.len() > 1 && self.state_dims().is_none() {
             return Some("`state` of several parts needs `dims` for each".into());
         }
+        if self.actions.dims == Some(0) || self.state.iter().any(|part| part.dims == Some(0)) {
+            return Some("`dims` must be at least 1".into());
+        }
         if self.prompt.keys.is_empty() {
             return Some("`prompt.keys` is empty".into());
         }

@@ -60,7 +60,8 @@ fn bin(value: f64) -> i32 {
     ((value * half).floor() + half).clamp(-1.0, BINS - 1.0) as i32
 }
 
-/// The instruction on one line: Python's `strip`, then spaces for underscores and newlines.
+/// The instruction on one line: Python's `strip`, then spaces for underscores and newlines. LeRobot does this for
+/// π0.5 only.
 fn clean(text: &str) -> String {
     // Python also strips the four ASCII separators, which are no White_Space in Unicode.
     text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)).replace(['_', '\n'], " ")

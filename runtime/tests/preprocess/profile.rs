@@ -64,6 +64,7 @@ fn errors_have_line_and_column() {
 fn values_that_do_not_fit_each_other_are_refused() {
     let cases = [
         ("dims = 2\n[actions]", "[actions]", "pi_space.flip"),
+        ("dims = 2\n[actions]", "dims = 0\n[actions]", "at least 1"),
         ("flip = [1, -1]", "flip = [1, 2]", "1 and -1"),
         ("flip = [1, -1]", "flip = [1, -1, 1]", "as long as"),
         ("grippers = [1]", "grippers = [2]", "dimension 2"),
