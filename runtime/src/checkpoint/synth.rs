@@ -15,6 +15,7 @@ use tensact_topology::{DecoderSizes, ModelSizes, Variant, VisionSizes};
 
 use super::names::{TensorSpec, tensor_specs};
 use crate::config::{DecoderDims, DimsFile, VisionDims};
+use crate::preprocess::synthetic::tokenizer_json;
 
 /// How large a synthetic policy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,8 +105,8 @@ pub enum SynthError {
     },
 }
 
-/// Writes `model.safetensors`, `config.json` and `dims.json` into `folder`, which is made if need be.
-/// `progress` is told the bytes made so far and in all.
+/// Writes `model.safetensors`, `config.json`, `dims.json`, a small tokenizer and statistics that scale nothing into
+/// `folder`, which is made if need be. `progress` is told the bytes made so far and in all.
 ///
 /// # Errors
 /// When the folder cannot be written.
@@ -116,12 +117,18 @@ pub fn write(
     dtype: SynthDtype,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<(), SynthError> {
+    let assets = folder.join("assets").join("synthetic");
     let write_error = |source| SynthError::Write { path: folder.into(), source };
-    std::fs::create_dir_all(folder).map_err(write_error)?;
-    let config = serde_json::to_vec_pretty(&config_json(sizes, dtype)).map_err(|e| write_error(e.into()))?;
-    std::fs::write(folder.join("config.json"), config).map_err(write_error)?;
-    let dims = serde_json::to_vec_pretty(&dims(sizes)).map_err(|e| write_error(e.into()))?;
-    std::fs::write(folder.join("dims.json"), dims).map_err(write_error)?;
+    let write_json = |path: &Path, value: serde_json::Value| {
+        std::fs::write(path, format!("{value:#}\n")).map_err(write_error)
+    };
+    std::fs::create_dir_all(&assets).map_err(write_error)?;
+    write_json(&folder.join("config.json"), config_json(sizes, dtype))?;
+    write_json(&folder.join("dims.json"), json!(dims(sizes)))?;
+    write_json(&assets.join("norm_stats.json"), norm_stats(sizes))?;
+    if let Some(tokenizer) = tokenizer_json(sizes.vocab) {
+        std::fs::write(folder.join("tokenizer.json"), tokenizer).map_err(write_error)?;
+    }
 
     let specs = tensor_specs(sizes);
     let made = AtomicU64::new(0);
@@ -148,6 +155,15 @@ fn config_json(sizes: &ModelSizes, dtype: SynthDtype) -> serde_json::Value {
         "image_resolution": [sizes.vision.image, sizes.vision.image],
         "num_inference_steps": sizes.steps,
     })
+}
+
+/// Statistics of values that are normalised already.
+fn norm_stats(sizes: &ModelSizes) -> serde_json::Value {
+    let unit = |dims: usize| {
+        let all = |value: f32| vec![value; dims];
+        json!({"mean": all(0.0), "std": all(1.0), "q01": all(-1.0), "q99": all(1.0)})
+    };
+    json!({"norm_stats": {"state": unit(sizes.state_dim), "actions": unit(sizes.action_dim)}})
 }
 
 fn dims(sizes: &ModelSizes) -> DimsFile {

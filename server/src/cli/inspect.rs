@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use serde::Serialize;
-use tensact_runtime::checkpoint::{Checkpoint, PartTotals};
-use tensact_topology::{ModelSizes, StageKind};
+use tensact::runtime::checkpoint::{Checkpoint, PartTotals};
+use tensact::topology::{ModelSizes, StageKind};
 
 use super::table::{scaled, table};
 use super::{open_checkpoint, print_json};
@@ -63,7 +63,7 @@ fn print(checkpoint: &Checkpoint, inspection: &Inspection<'_>) -> miette::Result
         vision.image,
     );
     let mut shapes = table(&["stage", "layers", "width", "mlp", "heads", "head dim"]);
-    let decoder = |d: &tensact_topology::DecoderSizes| format!("{} / {}", d.heads, d.kv_heads);
+    let decoder = |d: &tensact::topology::DecoderSizes| format!("{} / {}", d.heads, d.kv_heads);
     shapes.add_row([
         "vision".into(),
         vision.layers.to_string(),

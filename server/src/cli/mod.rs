@@ -1,19 +1,21 @@
 //! One file per subcommand, and what they share: how a checkpoint is named, how tables and progress are shown.
 
+mod demo;
+mod infer;
 mod inspect;
+mod output;
 mod progress;
 mod synth;
 mod table;
 mod verify;
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use miette::IntoDiagnostic;
-use tensact_runtime::checkpoint::Checkpoint;
-use tensact_runtime::device::host::{ComputeDtype, HostDevice};
+use tensact::runtime::checkpoint::{Checkpoint, hub};
+use tensact::runtime::device::host::{ComputeDtype, HostDevice};
 
 /// Serves the vision-language-action policies π0 and π0.5.
 #[derive(Parser)]
@@ -25,6 +27,8 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Demo),
+    Infer(infer::Infer),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Synth(synth::Synth),
@@ -33,6 +37,8 @@ enum Command {
 impl Cli {
     pub(crate) fn run(self) -> miette::Result<()> {
         match self.command {
+            Command::Demo(command) => command.run(),
+            Command::Infer(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Verify(command) => command.run(),
             Command::Synth(command) => command.run(),
@@ -57,8 +63,21 @@ impl HostOptions {
     }
 }
 
+/// Opens a checkpoint by path or Hugging Face id, which is downloaded with a progress bar.
 fn open_checkpoint(reference: &str) -> miette::Result<Checkpoint> {
-    Checkpoint::open(Path::new(reference)).into_diagnostic()
+    let mut bar: Option<(String, indicatif::ProgressBar)> = None;
+    let path = hub::resolve(reference, &mut |download| {
+        if bar.as_ref().is_none_or(|(file, _)| *file != download.file) {
+            bar = Some((download.file.clone(), progress::bytes(download.total_bytes, &download.file)));
+        }
+        if let Some((_, bar)) = &bar {
+            bar.set_position(download.done_bytes);
+        }
+    });
+    if let Some((_, bar)) = bar {
+        bar.finish_and_clear();
+    }
+    Checkpoint::open(&path.into_diagnostic()?).into_diagnostic()
 }
 
 /// Prints a value as JSON, for programs.
@@ -67,8 +86,7 @@ fn print_json(value: &impl serde::Serialize) -> miette::Result<()> {
     Ok(())
 }
 
-/// An error about a file that is written.
-fn write_error(path: &Path) -> impl Fn(std::io::Error) -> miette::Report {
-    let path = PathBuf::from(path);
-    move |error| miette::miette!("cannot write {}: {error}", path.display())
+/// Tells people of something that stops nothing.
+fn warn(what: &str) {
+    eprintln!("warning: {what}");
 }

@@ -10,6 +10,12 @@ pub(super) fn bytes(total: u64, what: &str) -> ProgressBar {
     styled(bar, "{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
 }
 
+/// A bar over things that are counted.
+pub(super) fn count(total: usize, what: &str) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64).with_message(what.to_owned());
+    styled(bar, "{msg} {wide_bar} {pos}/{len} {eta}")
+}
+
 /// A spinner with the time that has passed, for work whose end is not known.
 pub(super) fn spinner(what: &str) -> ProgressBar {
     let spinner =

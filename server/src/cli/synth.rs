@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
-use tensact_runtime::checkpoint::synth::{self, SynthDtype, SynthSize};
-use tensact_topology::{ModelSizes, Variant};
+use tensact::runtime::checkpoint::synth::{self, SynthDtype, SynthSize};
+use tensact::topology::{ModelSizes, Variant};
 
 use super::progress;
 

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use miette::IntoDiagnostic;
 use serde::Serialize;
-use tensact_runtime::model::flow::Steps;
-use tensact_runtime::reference::read_inputs;
-use tensact_runtime::tensor_file::TensorFile;
-use tensact_runtime::verify::{Report, verify};
+use tensact::runtime::model::flow::Steps;
+use tensact::runtime::reference::read_inputs;
+use tensact::runtime::tensor_file::TensorFile;
+use tensact::runtime::verify::{Report, verify};
 
+use super::infer::steps;
 use super::table::table;
 use super::{HostOptions, open_checkpoint, print_json, progress};
 
@@ -31,8 +32,8 @@ pub(super) struct Verify {
     #[arg(long, value_name = "PCC", default_value_t = 0.99)]
     threshold: f64,
     /// Denoising steps; the checkpoint's own unless given.
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = steps)]
+    steps: Option<Steps>,
     #[command(flatten)]
     host: HostOptions,
     /// Print JSON.
@@ -51,7 +52,7 @@ struct Verdict<'a> {
 impl Verify {
     pub(super) fn run(self) -> miette::Result<()> {
         let checkpoint = open_checkpoint(&self.checkpoint)?;
-        let steps = Steps::new(self.steps.unwrap_or(checkpoint.sizes().steps)).into_diagnostic()?;
+        let steps = self.steps.map_or_else(|| Steps::new(checkpoint.sizes().steps), Ok).into_diagnostic()?;
         let reference = TensorFile::open(&self.reference).into_diagnostic()?;
         let cameras = &checkpoint.config().cameras;
         let inputs = read_inputs(&reference, checkpoint.sizes(), cameras, steps, 0).into_diagnostic()?;
