@@ -1,5 +1,7 @@
 //! What the tests that cross crates share: golden folders, devices, and samples.
 
+pub mod plain;
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
