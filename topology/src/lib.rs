@@ -2,13 +2,22 @@
 
 mod board;
 mod chip;
+pub mod cost;
 pub mod descriptor;
 mod model;
+mod placement;
+pub mod published;
 mod source;
 mod stage;
+pub mod workload;
 
 pub use board::{Board, Chip, Coord, Link, Pcie, Preset, UnknownPreset};
 pub use chip::{Arch, ChipId, ChipSpec, Fidelity, WeightDtype};
+pub use cost::{Calibration, CostModel};
 pub use model::{DecoderSizes, ModelSizes, Variant, VisionSizes};
+pub use placement::{
+    DeviceKind, Edge, Payload, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport,
+};
 pub use source::{FILE_BYTES_MAX, SourceError};
 pub use stage::{EmptyLayerRange, LayerRange, StageKind};
+pub use workload::RequestShape;
