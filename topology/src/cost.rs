@@ -64,7 +64,8 @@ pub(crate) struct Published {
     all_reduce_us: f64,
     all_reduce_tokens: f64,
     all_reduce_chips: f64,
-    socket_gb_per_s: [f64; 2],
+    pub(crate) socket_gb_per_s: [f64; 2],
+    pub(crate) point_to_point_gb_per_s: [f64; 2],
     hop_us: f64,
     host_bounce_gb_per_s: f64,
     request_io_ms: f64,
@@ -270,7 +271,6 @@ impl<'a> CostModel<'a> {
         Some(SliceCost { pass, passes, memory: slice_memory(self.sizes, slice, &self.request) })
     }
 
-    /// Fidelity of `Tensact` on f32 weights is the host's; all else follows the dtype.
     fn ops_cost(&self, spec: &ChipSpec, slice: &Slice, ops: &[Op]) -> PassCost {
         let tiled = spec.arch != Arch::Host;
         let peak = spec.peak_tflops(slice.weights) * 1e9;
@@ -340,7 +340,7 @@ impl<'a> CostModel<'a> {
             if to.chips.contains(chip) {
                 return Route::Local;
             }
-            let lanes = to.chips.iter().filter_map(|other| self.board.link(*chip, *other)).map(|link| link.lanes);
+            let lanes = to.chips.iter().filter_map(|other| self.board.socket_link(*chip, *other)).map(|link| link.lanes);
             match (from.transport, lanes.max()) {
                 (Transport::Host, _) | (_, None) => Route::Host,
                 (_, Some(lanes)) => Route::Socket { lanes },
@@ -369,8 +369,9 @@ impl<'a> CostModel<'a> {
     pub fn transfer_ms(&self, route: Route, from: &Slice, to: &Slice, bytes: u64) -> f64 {
         let published = &self.calibration.published;
         let spec = |slice: &Slice| slice.chips.first().and_then(|chip| self.board.chip(*chip)).map(|chip| chip.spec);
-        let launch_ms = spec(from)
-            .map_or(0.0, |spec| 2.0 * self.calibration.launch_us(self.program, &spec) / 1e3);
+        // The receiving operation already waits: only the sending one is launched on the critical path.
+        let launch_ms =
+            spec(from).map_or(0.0, |spec| self.calibration.launch_us(self.program, &spec) / 1e3);
         match route {
             Route::Local => 0.0,
             Route::Socket { lanes } => {

@@ -1,11 +1,14 @@
 //! Boards, stages and placement of π0 policies, as plain data and functions: no async, no tensors.
 
 mod board;
+pub mod check;
 mod chip;
 pub mod cost;
+pub mod deployment;
 pub mod descriptor;
 mod model;
 mod placement;
+pub mod plan;
 pub mod published;
 mod source;
 mod stage;
@@ -18,6 +21,7 @@ pub use model::{DecoderSizes, ModelSizes, Variant, VisionSizes};
 pub use placement::{
     DeviceKind, Edge, Payload, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport,
 };
+pub use deployment::Deployment;
 pub use source::{FILE_BYTES_MAX, SourceError};
-pub use stage::{EmptyLayerRange, LayerRange, StageKind};
+pub use stage::{EmptyLayerRange, LayerRange, LayerRangeError, StageKind};
 pub use workload::RequestShape;

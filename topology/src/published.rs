@@ -75,6 +75,8 @@ struct Setting {
     horizon: Option<usize>,
     #[serde(default)]
     bf16: bool,
+    #[serde(default)]
+    point_to_point: bool,
 }
 
 fn one() -> u32 {
@@ -211,9 +213,13 @@ impl Setting {
             steps: self.steps,
             batch: 1,
         };
+        let mut calibration = calibration.clone();
+        if self.point_to_point {
+            calibration.published.socket_gb_per_s = calibration.published.point_to_point_gb_per_s;
+        }
         let rings = !self.line && self.place != HandPlacement::TwoRowsOf8;
         let program = self.program;
-        let model = CostModel { program, rings, ..CostModel::new(&board, &sizes, request, calibration) };
+        let model = CostModel { program, rings, ..CostModel::new(&board, &sizes, request, &calibration) };
         let mut pipeline = self.place.pipeline(&sizes, self.chips);
         if let Some(stage) = self.only {
             pipeline.slices.retain(|slice| slice.stage == stage);

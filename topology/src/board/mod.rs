@@ -135,6 +135,12 @@ impl Board {
         self.links.iter().find(|link| (link.a.min(link.b), link.a.max(link.b)) == ends)
     }
 
+    /// The link a 1-D fabric socket between two chips would use: links that close a ring are not routed over
+    /// (tt-metal issue 22524).
+    pub fn socket_link(&self, a: ChipId, b: ChipId) -> Option<&Link> {
+        self.link(a, b).filter(|link| !link.wraps)
+    }
+
     /// Chips that share a link with this one.
     pub fn neighbours(&self, id: ChipId) -> impl Iterator<Item = ChipId> + '_ {
         self.links.iter().filter_map(move |link| match (link.a == id, link.b == id) {
@@ -151,7 +157,7 @@ impl Board {
 
     /// Whether chips stand side by side in one row or one column, in order, each linked to the next.
     pub fn is_line(&self, chips: &[ChipId]) -> bool {
-        let linked = chips.windows(2).all(|pair| self.link(pair[0], pair[1]).is_some_and(|link| !link.wraps));
+        let linked = chips.windows(2).all(|pair| self.socket_link(pair[0], pair[1]).is_some());
         let at: Vec<Option<Coord>> =
             chips.iter().map(|id| self.chip(*id).and_then(|chip| chip.at)).collect();
         let straight = |coordinate: fn(Coord) -> u32| {
@@ -170,7 +176,7 @@ impl Board {
                 continue;
             }
             match chains.last_mut() {
-                Some(chain) if self.link(chain[chain.len() - 1], id).is_some() => chain.push(id),
+                Some(chain) if self.socket_link(chain[chain.len() - 1], id).is_some() => chain.push(id),
                 _ => chains.push(vec![id]),
             }
         }
