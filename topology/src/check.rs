@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::cost::{Calibration, CostModel, L1_SHARE_FOR_WEIGHTS, Route};
+use crate::cost::{Calibration, CostModel, Route};
 use crate::deployment::{Batching, Deployment};
 use crate::placement::{
     DeviceKind, Payload, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport,
@@ -372,7 +372,8 @@ impl Check<'_> {
                 .filter(|slice| slice.residence == Residence::L1)
                 .map(|slice| memory(slice).weight_bytes)
                 .sum();
-            let l1 = (chip.spec.l1_bytes() as f64 * L1_SHARE_FOR_WEIGHTS) as u64;
+            let expert_only = here().all(|slice| slice.stage == StageKind::Expert);
+            let l1 = chip.spec.l1_for_weights_bytes(expert_only);
             let dram = chip.spec.dram_bytes;
             let place = pipeline.slices.iter().position(|slice| slice.chips.contains(&id));
             if needed > dram {
@@ -380,15 +381,14 @@ impl Check<'_> {
                 self.error(Invariant::FitsMemory, number, place, message, "use bfp8_b weights, fewer layers on this chip, or smaller batches and queues");
             }
             if resident > l1 && l1 > 0 {
-                let message = format!("chip {id} is to keep {} in L1 and has {} for weights", gb(resident), gb(l1));
+                let message = format!("chip {id} is to keep {} in L1 and has {} beside the buffers of its matmuls", gb(resident), gb(l1));
                 self.error(Invariant::FitsL1, number, place, message, "fewer layers on this chip, or resident = \"dram\"");
             }
         }
     }
 
     fn edges(&mut self, number: usize, pipeline: &Pipeline) {
-        let calibration = Calibration::default();
-        let model = CostModel::new(self.board, self.sizes, *self.request, &calibration);
+        let model = CostModel::new(self.board, self.sizes, *self.request, Calibration::shipped());
         for edge in pipeline.edges() {
             let (from, to) = (&pipeline.slices[edge.from], &pipeline.slices[edge.to]);
             let known = |slice: &Slice| slice.chips.iter().all(|chip| self.board.chip(*chip).is_some());

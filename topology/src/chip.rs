@@ -110,6 +110,16 @@ impl Fidelity {
     }
 }
 
+/// L1 of a core that the runtime keeps: 1.43 of 1.57 MB are for tensors and buffers
+/// (tt-metal `models/experimental/pi0_5/docs/L1_PLACEMENT_FINDINGS.md`).
+const L1_RESERVED_BYTES: u64 = 140_000;
+
+/// Static circular buffers of a core while a vision or prefix matmul runs, same source; weights cannot lie there.
+const L1_BUFFERS_BYTES: u64 = 730_000;
+
+/// The same while only the expert runs: an estimate, its MLP is a quarter as wide.
+const L1_EXPERT_BUFFERS_BYTES: u64 = 180_000;
+
 /// Facts of one chip.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ChipSpec {
@@ -146,6 +156,12 @@ impl ChipSpec {
     /// L1 of all usable cores.
     pub fn l1_bytes(&self) -> u64 {
         u64::from(self.cores) * self.l1_bytes_per_core
+    }
+
+    /// L1 that resident weights may take on a chip that runs the expert only, or other stages too.
+    pub fn l1_for_weights_bytes(&self, expert_only: bool) -> u64 {
+        let buffers = if expert_only { L1_EXPERT_BUFFERS_BYTES } else { L1_BUFFERS_BYTES };
+        u64::from(self.cores) * self.l1_bytes_per_core.saturating_sub(L1_RESERVED_BYTES + buffers)
     }
 
     /// The same chip with another number of usable cores (a harvested part, or a restricted grid).

@@ -8,6 +8,7 @@
 //! Constants and their sources: `calibration.toml`.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +17,6 @@ use crate::workload::{
     Op, OpKind, RequestShape, Savings, SliceMemory, cache_bytes, slice_memory, slice_work,
 };
 use crate::{Arch, Board, ChipId, ChipSpec, Fidelity, ModelSizes, StageKind, WeightDtype};
-
-/// Share of a chip's L1 that weights may take: 175.4 of 188.7 MB measured on a Blackhole chip
-/// (tt-metal `docs/L1_PLACEMENT_FINDINGS.md`), the rest is circular buffers.
-pub const L1_SHARE_FOR_WEIGHTS: f64 = 0.93;
 
 /// A way of running the policy on chips: how many operations it launches and what it leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,13 +88,21 @@ pub struct Calibration {
 }
 
 impl Default for Calibration {
-    /// The constants Tensact ships with.
     fn default() -> Self {
-        toml::from_str(include_str!("calibration.toml")).expect("the calibration in the source tree is read by every test")
+        Self::shipped().clone()
     }
 }
 
 impl Calibration {
+    /// The constants Tensact ships with.
+    pub fn shipped() -> &'static Self {
+        static SHIPPED: LazyLock<Calibration> = LazyLock::new(|| {
+            toml::from_str(include_str!("calibration.toml"))
+                .expect("the calibration in the source tree is read by every test")
+        });
+        &SHIPPED
+    }
+
     fn counts(&self, program: Program) -> &ProgramCounts {
         self.program.get(&program).expect("the calibration has every program")
     }

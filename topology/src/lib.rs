@@ -6,10 +6,12 @@ mod chip;
 pub mod cost;
 pub mod deployment;
 pub mod descriptor;
+mod draw;
 mod model;
 mod placement;
 pub mod plan;
 pub mod published;
+mod report;
 mod source;
 mod stage;
 pub mod workload;
@@ -22,6 +24,8 @@ pub use placement::{
     DeviceKind, Edge, Payload, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport,
 };
 pub use deployment::Deployment;
+pub use draw::draw;
+pub use report::{BoardSummary, CheckReport};
 pub use source::{FILE_BYTES_MAX, SourceError};
 pub use stage::{EmptyLayerRange, LayerRange, LayerRangeError, StageKind};
 pub use workload::RequestShape;

@@ -79,8 +79,13 @@ pub(crate) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'
         .into_iter()
         .map(|candidate| (edit_distance(written, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 2)
-        .min_by_key(|(distance, _)| *distance)
+        // Of two equally near, the one that begins the same.
+        .min_by_key(|(distance, candidate)| (*distance, usize::MAX - common_start(written, candidate)))
         .map(|(_, candidate)| candidate)
+}
+
+fn common_start(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count()
 }
 
 fn edit_distance(a: &str, b: &str) -> usize {
@@ -114,6 +119,7 @@ mod tests {
     #[test]
     fn a_slip_of_the_pen_is_recognised() {
         assert_eq!(nearest("galaxy-hb", ["galaxy-wh", "galaxy-bh", "p150a"]), Some("galaxy-wh"));
+        assert_eq!(nearest("p150", ["n150", "p150a"]), Some("p150a"));
         assert_eq!(nearest("zzzzzz", ["p150a"]), None);
     }
 }

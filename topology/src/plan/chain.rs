@@ -33,26 +33,21 @@ struct Entry {
     index: usize,
 }
 
-/// The problem for one chain of chips.
-pub(crate) struct Chain<'a> {
-    model: &'a CostModel<'a>,
-    template: &'a Slice,
-    chips: &'a [ChipId],
-    vision: usize,
-    prefix: usize,
-    /// Milliseconds and bytes of vision layers `[a, b)`, of prefix layers, and of the expert.
-    vision_costs: Vec<Vec<(f64, u64)>>,
-    prefix_costs: Vec<Vec<(f64, u64)>>,
-    expert_cost: (f64, u64),
+/// Milliseconds and bytes of runs of layers on one chip; the same for every chain of equal chips.
+pub(crate) struct LayerCosts {
+    /// `[start][end - start]` of vision layers.
+    vision: Vec<Vec<(f64, u64)>>,
+    /// The same of prefix layers.
+    prefix: Vec<Vec<(f64, u64)>>,
+    expert: (f64, u64),
 }
 
-impl<'a> Chain<'a> {
-    /// Prepares the cost of every run of layers; nothing when the chain is empty or off the board.
-    pub(crate) fn new(model: &'a CostModel<'a>, template: &'a Slice, chips: &'a [ChipId]) -> Option<Self> {
-        let first = *chips.first()?;
+impl LayerCosts {
+    /// Costs on a chip; nothing when it is not on the board.
+    pub(crate) fn new(model: &CostModel<'_>, template: &Slice, chip: ChipId) -> Option<Self> {
         let cost = |stage, start, end| -> Option<(f64, u64)> {
-            let slice = Slice { stage, layers: LayerRange::new(start, end).ok()?, chips: vec![first], ..template.clone() };
-            let cost = model.slice(&slice)?;
+            let layers = LayerRange::new(start, end).ok()?;
+            let cost = model.slice(&Slice { stage, layers, chips: vec![chip], ..template.clone() })?;
             Some((cost.total_ms(), cost.memory.total_bytes()))
         };
         let table = |stage| -> Vec<Vec<(f64, u64)>> {
@@ -61,17 +56,53 @@ impl<'a> Chain<'a> {
                 .map(|start| (start..=layers).map(|end| cost(stage, start, end).unwrap_or((0.0, 0))).collect())
                 .collect()
         };
-        let layers = |stage| model.sizes.layers(stage);
         Some(Self {
-            model,
-            template,
-            chips,
-            vision: layers(StageKind::Vision),
-            prefix: layers(StageKind::Prefix),
-            vision_costs: table(StageKind::Vision),
-            prefix_costs: table(StageKind::Prefix),
-            expert_cost: cost(StageKind::Expert, 0, layers(StageKind::Expert))?,
+            vision: table(StageKind::Vision),
+            prefix: table(StageKind::Prefix),
+            expert: cost(StageKind::Expert, 0, model.sizes.layers(StageKind::Expert))?,
         })
+    }
+}
+
+/// The problem for one chain of chips.
+pub(crate) struct Chain<'a> {
+    model: &'a CostModel<'a>,
+    template: &'a Slice,
+    chips: &'a [ChipId],
+    costs: &'a LayerCosts,
+    vision: usize,
+    prefix: usize,
+    /// `[chip][unit]`: handing over to the next chip when the cut lies before the unit.
+    hand_over_ms: Vec<Vec<f64>>,
+    /// `[chip][layers]`: sending the cache of so many layers to the last chip.
+    cache_ms: Vec<Vec<f64>>,
+}
+
+impl<'a> Chain<'a> {
+    /// Prepares the cost of every edge; nothing when a chip is not on the board.
+    pub(crate) fn new(
+        model: &'a CostModel<'a>,
+        template: &'a Slice,
+        chips: &'a [ChipId],
+        costs: &'a LayerCosts,
+    ) -> Option<Self> {
+        chips.iter().try_for_each(|chip| model.board.chip(*chip).map(|_| ()))?;
+        let layers = |stage| model.sizes.layers(stage);
+        let (vision, prefix) = (layers(StageKind::Vision), layers(StageKind::Prefix));
+        let mut chain =
+            Self { model, template, chips, costs, vision, prefix, hand_over_ms: Vec::new(), cache_ms: Vec::new() };
+        let last = chips.len().checked_sub(1)?;
+        chain.hand_over_ms =
+            (0..last).map(|chip| (0..chain.units()).map(|at| chain.hand_over_ms(chip, at)).collect()).collect();
+        chain.cache_ms = (0..=last)
+            .map(|chip| {
+                let sent = |layers| {
+                    chain.edge_ms(chip, StageKind::Prefix, last, StageKind::Expert, Payload::Cache, layers)
+                };
+                (0..=prefix).map(|layers| sent(layers).unwrap_or(0.0)).collect()
+            })
+            .collect();
+        Some(chain)
     }
 
     fn units(&self) -> usize {
@@ -120,11 +151,11 @@ impl<'a> Chain<'a> {
     fn extend(&self, objective: Objective, chip: usize, segment: Segment, pair: (f64, f64)) -> Option<(f64, f64)> {
         let (layers_ms, bytes) = self.layers_cost(segment);
         let (expert_ms, expert_bytes) =
-            if segment.to == self.units() { self.expert_cost } else { (0.0, 0) };
+            if segment.to == self.units() { self.costs.expert } else { (0.0, 0) };
         if bytes + expert_bytes > self.model.board.chip(self.chips[chip])?.spec.dram_bytes {
             return None;
         }
-        let arriving = if segment.from == 0 { 0.0 } else { self.hand_over_ms(chip - 1, segment.from) };
+        let arriving = if segment.from == 0 { 0.0 } else { self.hand_over_ms[chip - 1][segment.from] };
         let cache_ms = self.cache_ms(chip, segment);
         let last = segment.to == self.units();
         match objective {
@@ -134,7 +165,7 @@ impl<'a> Chain<'a> {
                 Some(if last { (finished.max(cached) + expert_ms, 0.0) } else { (finished, cached) })
             }
             Objective::Bottleneck => {
-                let leaving = if last { 0.0 } else { self.hand_over_ms(chip, segment.to) };
+                let leaving = if last { 0.0 } else { self.hand_over_ms[chip][segment.to] };
                 let sent = cache_ms.unwrap_or(0.0);
                 let busy = layers_ms + expert_ms + arriving + leaving + sent;
                 Some(if last {
@@ -152,8 +183,8 @@ impl<'a> Chain<'a> {
             let end = segment.to.clamp(first, first + count) - first;
             if start < end { costs[start][end - start] } else { (0.0, 0) }
         };
-        let vision = part(&self.vision_costs, 0, self.vision);
-        let prefix = part(&self.prefix_costs, self.vision, self.prefix);
+        let vision = part(&self.costs.vision, 0, self.vision);
+        let prefix = part(&self.costs.prefix, self.vision, self.prefix);
         (vision.0 + prefix.0, vision.1 + prefix.1)
     }
 
@@ -176,12 +207,7 @@ impl<'a> Chain<'a> {
         let first = self.vision;
         let start = segment.from.clamp(first, first + self.prefix);
         let end = segment.to.clamp(first, first + self.prefix);
-        if start == end {
-            return None;
-        }
-        let last = self.chips.len() - 1;
-        let sent = self.edge_ms(chip, StageKind::Prefix, last, StageKind::Expert, Payload::Cache, end - start);
-        Some(sent.unwrap_or(0.0))
+        (start < end).then(|| self.cache_ms[chip][end - start])
     }
 
     /// Milliseconds of one transfer between two chips of the chain; nothing when they are the same.
@@ -295,7 +321,11 @@ mod tests {
             let ids = board.chains().remove(0);
             let ids = &ids[..chips.min(ids.len())];
             let template = Slice::on(StageKind::Vision, LayerRange::new(0, 1).unwrap(), ids[0]);
-            let chain = Chain::new(&model, &template, ids).unwrap();
+            let costs;
+            let chain = {
+                costs = LayerCosts::new(&model, &template, ids[0]).unwrap();
+                Chain::new(&model, &template, ids, &costs).unwrap()
+            };
             for objective in [Objective::Latency, Objective::Bottleneck] {
                 let value = |pipeline: &Pipeline| {
                     let cost = model.pipeline(pipeline).unwrap();

@@ -20,10 +20,13 @@ use crate::placement::{DeviceKind, Pipeline, Placement, Slice};
 use crate::workload::RequestShape;
 use crate::{Arch, Board, ChipId, LayerRange, ModelSizes, StageKind, WeightDtype};
 
-use chain::{Chain, Objective};
+use chain::{Chain, LayerCosts, Objective};
 
 /// Share of a machine's throughput that a deadline goal plans with, so that queues stay short. An engineering margin.
 const LOAD_MAX: f64 = 0.8;
+
+/// Latencies this close count as equal, because the model is no better than that; throughput then decides.
+const LATENCY_TIE: f64 = 0.01;
 
 /// What a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -164,8 +167,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, NoPlan> {
     let mut points = Vec::new();
     let chains = request.board.chains();
     for batch in batches(request.batch_max) {
+        let mut costs = None;
         for size in group_sizes(request.board.chips().len()) {
-            points.extend(Candidates::new(request, batch, size).points(&chains));
+            points.extend(Candidates::new(request, batch, size).points(&chains, &mut costs));
         }
     }
     let front = pareto(&points);
@@ -206,51 +210,51 @@ impl<'a> Candidates<'a> {
         CostModel::new(self.request.board, self.request.sizes, self.shape, self.request.calibration)
     }
 
-    /// Best pipelines of this size and batch, repeated over the board.
-    fn points(&self, chains: &[Vec<ChipId>]) -> Vec<PlanPoint> {
+    /// Best pipelines of this size and batch, repeated over the board. Layer costs are the same for every size.
+    fn points(&self, chains: &[Vec<ChipId>], costs: &mut Option<LayerCosts>) -> Vec<PlanPoint> {
         let groups: Vec<Vec<ChipId>> =
             chains.iter().flat_map(|chain| chain.chunks_exact(self.size).map(<[ChipId]>::to_vec)).collect();
         let Some(first) = groups.first() else { return Vec::new() };
         let model = self.model();
         let mut found = Vec::new();
-        if let Some(chain) = Chain::new(&model, &self.template, first) {
+        if costs.is_none() {
+            *costs = LayerCosts::new(&model, &self.template, first[0]);
+        }
+        let chain = costs.as_ref().and_then(|costs| Chain::new(&model, &self.template, first, costs));
+        if let Some(chain) = chain {
             found.extend([Objective::Latency, Objective::Bottleneck].iter().filter_map(|o| chain.best(*o)));
         }
-        found.extend(shapes::shapes(self.request.sizes, &self.template, first, false));
+        found.extend(shapes::shapes(self.request.sizes, &self.template, first));
         let mut points: Vec<PlanPoint> = self.best_of(found, &groups);
         if self.request.tensor_split {
-            let lines = self.lines();
-            if let Some(first) = lines.first() {
-                let shapes = shapes::shapes(self.request.sizes, &self.template, first, true);
-                points.extend(self.best_of(shapes, &lines));
+            for abreast in [1, 2] {
+                let groups = self.lines(abreast);
+                let Some(first) = groups.first() else { continue };
+                let shapes = shapes::tensor(self.request.sizes, &self.template, first, self.size);
+                points.extend(self.best_of(shapes, &groups));
             }
         }
         points
     }
 
-    /// Straight runs of chips of a mesh: along rows when they are long enough, else along columns.
-    fn lines(&self) -> Vec<Vec<ChipId>> {
+    /// Straight runs of chips of a mesh, so many side by side: along rows when those are long enough, else along columns.
+    fn lines(&self, abreast: u32) -> Vec<Vec<ChipId>> {
         let Some((rows, cols)) = self.request.board.shape else { return Vec::new() };
         let size = self.size as u32;
-        let along = |outer: u32, inner: u32, at: &dyn Fn(u32, u32) -> (u32, u32)| -> Vec<Vec<ChipId>> {
-            let mut lines = Vec::new();
-            for o in 0..outer {
-                for start in (0..=inner.saturating_sub(size)).step_by(self.size) {
-                    let line = (start..start + size).filter_map(|i| self.at(at(o, i))).collect::<Vec<_>>();
-                    if line.len() == self.size {
-                        lines.push(line);
-                    }
-                }
+        let along_rows = size <= cols;
+        let (outer, inner) = if along_rows { (rows, cols) } else { (cols, rows) };
+        let mut groups = Vec::new();
+        for first in (0..outer.saturating_sub(abreast - 1)).step_by(abreast as usize) {
+            for start in (0..inner.saturating_sub(size - 1)).step_by(self.size) {
+                let place = |line, at| if along_rows { (line, at) } else { (at, line) };
+                let group: Option<Vec<ChipId>> = (first..first + abreast)
+                    .flat_map(|line| (start..start + size).map(move |at| place(line, at)))
+                    .map(|at| self.at(at))
+                    .collect();
+                groups.extend(group);
             }
-            lines
-        };
-        if size <= cols {
-            along(rows, cols, &|row, col| (row, col))
-        } else if size <= rows {
-            along(cols, rows, &|col, row| (row, col))
-        } else {
-            Vec::new()
         }
+        groups
     }
 
     fn at(&self, (row, col): (u32, u32)) -> Option<ChipId> {
@@ -307,12 +311,12 @@ impl<'a> Candidates<'a> {
         let costs: Vec<PipelineCost> = pipelines.iter().filter_map(|pipeline| model.pipeline(pipeline)).collect();
         let slowest =
             costs.iter().enumerate().max_by(|a, b| a.1.bottleneck_ms.total_cmp(&b.1.bottleneck_ms).then(b.0.cmp(&a.0)))?;
-        let reason = bottleneck(&pipelines[slowest.0], slowest.1);
+        let reason = bottleneck(&pipelines[slowest.0], slowest.1, self.shape.batch);
         Some(PlanPoint {
             latency_ms: costs.iter().map(|cost| cost.latency_ms).fold(0.0, f64::max),
             requests_per_s: costs.iter().map(|cost| cost.requests_per_s).sum(),
             pipelines: pipelines.len(),
-            chips_per_pipeline: self.size,
+            chips_per_pipeline: pipelines[slowest.0].chips().len(),
             batch: self.shape.batch,
             reason,
             placement: Placement { pipelines },
@@ -321,10 +325,9 @@ impl<'a> Candidates<'a> {
 }
 
 /// `bottleneck: prefix layers 9..18 on chip 3, 6.1 ms of 8.0 ms a request`.
-fn bottleneck(pipeline: &Pipeline, cost: &PipelineCost) -> String {
+fn bottleneck(pipeline: &Pipeline, cost: &PipelineCost, batch: usize) -> String {
     let slice = &pipeline.slices[cost.bottleneck_slice];
-    let batch = cost.requests_per_s * cost.bottleneck_ms / 1e3;
-    let own_ms = cost.slices[cost.bottleneck_slice].total_ms() / batch;
+    let own_ms = cost.slices[cost.bottleneck_slice].total_ms() / batch as f64;
     format!(
         "bottleneck: {} layers {} on chip {}, {own_ms:.1} ms of the {:.1} ms that chip works on a request",
         slice.stage, slice.layers, cost.bottleneck_chip, cost.bottleneck_ms
@@ -353,11 +356,10 @@ fn pareto(points: &[PlanPoint]) -> Vec<PlanPoint> {
 
 fn choose(request: &PlanRequest<'_>, points: &[PlanPoint]) -> Option<(PlanPoint, bool)> {
     let fastest = || {
-        points.iter().min_by(|a, b| {
-            a.latency_ms
-                .total_cmp(&b.latency_ms)
-                .then(b.requests_per_s.total_cmp(&a.requests_per_s))
-                .then(a.chips_per_pipeline.cmp(&b.chips_per_pipeline))
+        let least_ms = points.iter().map(|point| point.latency_ms).min_by(f64::total_cmp)?;
+        let as_fast = |point: &&PlanPoint| point.latency_ms <= least_ms * (1.0 + LATENCY_TIE);
+        points.iter().filter(as_fast).min_by(|a, b| {
+            b.requests_per_s.total_cmp(&a.requests_per_s).then(a.latency_ms.total_cmp(&b.latency_ms))
         })
     };
     let busiest = |points: &mut dyn Iterator<Item = &PlanPoint>| -> Option<PlanPoint> {

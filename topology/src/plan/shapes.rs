@@ -3,18 +3,25 @@
 use crate::placement::{Pipeline, Residence, Slice, Split};
 use crate::{ChipId, LayerRange, ModelSizes, StageKind};
 
-/// All of them for a group of linked chips in order.
-pub(super) fn shapes(sizes: &ModelSizes, template: &Slice, chips: &[ChipId], tensor: bool) -> Vec<Pipeline> {
+/// Those without a tensor split, for a group of linked chips in order.
+pub(super) fn shapes(sizes: &ModelSizes, template: &Slice, chips: &[ChipId]) -> Vec<Pipeline> {
     let shapes = Shapes { sizes, template };
-    let mut found = match chips {
+    match chips {
         [a, b] => shapes.pairs(*a, *b),
         [a, b, c] => shapes.threes(*a, *b, *c),
         _ => Vec::new(),
-    };
-    if tensor && chips.len() >= 2 {
-        found.extend(shapes.tensor(chips));
     }
-    found
+}
+
+/// Those with a prefix tensor-split over a straight run of `line` chips; `chips` is that run, or that run and the one
+/// beside it.
+pub(super) fn tensor(sizes: &ModelSizes, template: &Slice, chips: &[ChipId], line: usize) -> Vec<Pipeline> {
+    let shapes = Shapes { sizes, template };
+    if line < 2 || chips.len() < line {
+        return Vec::new();
+    }
+    let (line, beside) = chips.split_at(line);
+    shapes.tensor(line, beside)
 }
 
 struct Shapes<'a> {
@@ -77,20 +84,36 @@ impl Shapes<'_> {
             .collect()
     }
 
-    /// Cameras and a tensor-split prefix over all chips, the expert on one, or on the first two in L1.
-    fn tensor(&self, chips: &[ChipId]) -> Vec<Pipeline> {
-        let layers = |stage| self.sizes.layers(stage);
-        let vision = self.cameras(chips);
-        let prefix = self.part(StageKind::Prefix, 0, layers(StageKind::Prefix), chips, Split::Tensor);
-        let one = pipeline([vision.clone(), prefix.clone(), self.whole(StageKind::Expert, chips[0])]);
-        let half = layers(StageKind::Expert) / 2;
-        let resident = |start, end, chip| {
-            let slice = self.part(StageKind::Expert, start, end, &[chip], Split::Whole)?;
+    /// Cameras and a tensor-split prefix over a run; the expert on its first chip, or streamed through the L1 of a loop of
+    /// neighbours: the first chips of the run there, the chips beside them back. The cache is on every chip of the run
+    /// and one link from every chip beside it.
+    fn tensor(&self, line: &[ChipId], beside: &[ChipId]) -> Vec<Pipeline> {
+        let vision = self.cameras(line);
+        let layers = self.sizes.layers(StageKind::Prefix);
+        let prefix = self.part(StageKind::Prefix, 0, layers, line, Split::Tensor);
+        if beside.is_empty() {
+            return pipeline([vision, prefix, self.whole(StageKind::Expert, line[0])]).into_iter().collect();
+        }
+        (1..=line.len())
+            .filter_map(|length| {
+                let there = line[..length].iter();
+                let back = beside[..length].iter().rev();
+                let mut slices = vec![vision.clone()?, prefix.clone()?];
+                slices.extend(self.streamed(&there.chain(back).copied().collect::<Vec<_>>())?);
+                Some(Pipeline::new(slices))
+            })
+            .collect()
+    }
+
+    /// The expert's layers over chips in order, as evenly as they go, with weights in L1.
+    fn streamed(&self, chips: &[ChipId]) -> Option<Vec<Slice>> {
+        let layers = self.sizes.layers(StageKind::Expert);
+        let cut = |at: usize| at * layers / chips.len();
+        let slice = |(at, chip): (usize, &ChipId)| {
+            let slice = self.part(StageKind::Expert, cut(at), cut(at + 1), &[*chip], Split::Whole)?;
             Some(Slice { residence: Residence::L1, ..slice })
         };
-        let ends = (resident(0, half, chips[0]), resident(half, layers(StageKind::Expert), chips[1]));
-        let two = pipeline([vision, prefix, ends.0, ends.1]);
-        one.into_iter().chain(two).collect()
+        chips.iter().enumerate().map(slice).collect()
     }
 }
 
