@@ -173,13 +173,13 @@ impl ChipSpec {
     pub fn wormhole() -> Self {
         Self {
             arch: Arch::Wormhole,
-            cores: 64,                    // n150 and n300: 8×8 after the dispatch row; docs.tenstorrent.com aibs/wormhole
-            clock_ghz: 1.0,               // docs.tenstorrent.com aibs/wormhole/specifications
-            flop_per_core_cycle: 4096.0,  // 262 TFLOPS FP8 / 64 cores / 1 GHz, same page
-            noc_bytes_per_cycle: 32.0,    // 256-bit NoC; tt-metal tech reports
+            cores: 64, // n150 and n300: 8×8 after the dispatch row; docs.tenstorrent.com aibs/wormhole
+            clock_ghz: 1.0, // docs.tenstorrent.com aibs/wormhole/specifications
+            flop_per_core_cycle: 4096.0, // 262 TFLOPS FP8 / 64 cores / 1 GHz, same page
+            noc_bytes_per_cycle: 32.0, // 256-bit NoC; tt-metal tech reports
             l1_bytes_per_core: 1_499_136, // worker_l1_size of the soc descriptor, tt-umd
-            dram_bytes: 12_000_000_000,   // 12 GB per ASIC, same page
-            dram_gb_per_s: 288.0,         // same page
+            dram_bytes: 12_000_000_000, // 12 GB per ASIC, same page
+            dram_gb_per_s: 288.0, // same page
         }
     }
 
@@ -187,13 +187,13 @@ impl ChipSpec {
     pub fn blackhole() -> Self {
         Self {
             arch: Arch::Blackhole,
-            cores: 130,       // 14×10 less one dispatch column; tt-metal models/experimental/pi0_5/p150/README.md
-            clock_ghz: 1.35,  // AICLK held in the same README
+            cores: 130, // 14×10 less one dispatch column; tt-metal models/experimental/pi0_5/p150/README.md
+            clock_ghz: 1.35, // AICLK held in the same README
             flop_per_core_cycle: 4096.0, // 5.4 TFLOPS LoFi per core, rounded; tt-metal tech_reports/GEMM_FLOPS
-            noc_bytes_per_cycle: 64.0, // 512-bit NoC; tt-metal tech reports
+            noc_bytes_per_cycle: 64.0,   // 512-bit NoC; tt-metal tech reports
             l1_bytes_per_core: 1_572_864, // worker_l1_size of the soc descriptor, tt-umd
-            dram_bytes: 32_000_000_000, // docs.tenstorrent.com aibs/blackhole/specifications
-            dram_gb_per_s: 512.0, // same page
+            dram_bytes: 32_000_000_000,  // docs.tenstorrent.com aibs/blackhole/specifications
+            dram_gb_per_s: 512.0,        // same page
         }
     }
 
@@ -201,13 +201,13 @@ impl ChipSpec {
     pub fn host() -> Self {
         Self {
             arch: Arch::Host,
-            cores: 2,                     // the measuring machine; use more for a larger one
-            clock_ghz: 3.62,              // from 231.7 GFLOP/s of `vdpbf16ps` on one core
-            flop_per_core_cycle: 64.0,    // one 512-bit `vdpbf16ps`: 32 multiply-adds
-            noc_bytes_per_cycle: 64.0,    // a cache line; does not enter a host estimate
-            l1_bytes_per_core: 0,         // caches are not placed by hand
-            dram_bytes: 24_000_000_000,   // the measuring machine
-            dram_gb_per_s: 31.0,          // measured 28 to 34 on two cores
+            cores: 2,                   // the measuring machine; use more for a larger one
+            clock_ghz: 3.62,            // from 231.7 GFLOP/s of `vdpbf16ps` on one core
+            flop_per_core_cycle: 64.0,  // one 512-bit `vdpbf16ps`: 32 multiply-adds
+            noc_bytes_per_cycle: 64.0,  // a cache line; does not enter a host estimate
+            l1_bytes_per_core: 0,       // caches are not placed by hand
+            dram_bytes: 24_000_000_000, // the measuring machine
+            dram_gb_per_s: 31.0,        // measured 28 to 34 on two cores
         }
     }
 }

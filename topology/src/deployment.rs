@@ -330,8 +330,9 @@ fn board_source(
     }
     match &named[..] {
         [(_, source)] => Ok(source.clone()),
-        [] => Err(at(0..0, "no board is named".to_owned())
-            .with_help("write board = \"p150a\", or cluster = \"cluster.yaml\", or mesh_graph = \"mesh.textproto\"")),
+        [] => Err(at(0..0, "no board is named".to_owned()).with_help(
+            "write board = \"p150a\", or cluster = \"cluster.yaml\", or mesh_graph = \"mesh.textproto\"",
+        )),
         [_, (span, _), ..] => Err(at(span.clone(), "the board is named twice".to_owned())
             .with_help("keep one of board, cluster and mesh_graph")),
     }
@@ -384,7 +385,8 @@ impl PipelineEntry {
                 .unwrap_or(0..0);
             return StageKind::ALL
                 .map(|stage| {
-                    let slice = self.slice(Settings::default(), stage, all(stage), chips.clone(), Split::Whole, arch);
+                    let slice =
+                        self.slice(Settings::default(), stage, all(stage), chips.clone(), Split::Whole, arch);
                     (slice, span.clone())
                 })
                 .to_vec();

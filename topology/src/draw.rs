@@ -25,7 +25,8 @@ fn labels(board: &Board, placement: Option<&Placement>) -> BTreeMap<ChipId, Vec<
         })
         .collect();
     for (number, pipeline) in placement.iter().flat_map(|placement| placement.pipelines.iter().enumerate()) {
-        let alone = pipeline.chips().len() == 1 && StageKind::ALL.iter().all(|stage| pipeline.of(*stage).count() == 1);
+        let alone = pipeline.chips().len() == 1
+            && StageKind::ALL.iter().all(|stage| pipeline.of(*stage).count() == 1);
         if alone {
             if let Some(lines) = labels.get_mut(&pipeline.chips()[0]) {
                 lines.push(format!("p{number} whole policy"));
@@ -85,7 +86,12 @@ fn border(
             Some(_) => {
                 let centre = middle(col).unwrap_or('─');
                 let half = width / 2;
-                let _ = write!(out, "{left}{}{centre}{}{right}{gap}", "─".repeat(half), "─".repeat(width - half - 1));
+                let _ = write!(
+                    out,
+                    "{left}{}{centre}{}{right}{gap}",
+                    "─".repeat(half),
+                    "─".repeat(width - half - 1)
+                );
             }
             None => {
                 let _ = write!(out, "{}{gap}", " ".repeat(width + 2));
@@ -149,7 +155,8 @@ fn list(board: &Board, labels: &BTreeMap<ChipId, Vec<String>>) -> String {
             .neighbours(*id)
             .filter_map(|other| Some(format!("{other} ({} lanes)", board.link(*id, other)?.lanes)))
             .collect();
-        let links = if links.is_empty() { String::new() } else { format!("; linked to {}", links.join(", ")) };
+        let links =
+            if links.is_empty() { String::new() } else { format!("; linked to {}", links.join(", ")) };
         let _ = writeln!(out, "{}{links}", lines.join("; "));
     }
     out

@@ -125,11 +125,12 @@ pub fn slice_work(sizes: &ModelSizes, slice: &Slice, request: &RequestShape, sav
             let images = (request.cameras * request.batch).div_ceil(chips);
             Work { once: vision_ops(sizes, layers, images as u64), each_step: Vec::new() }
         }
-        StageKind::Prefix => Work { once: prefix_ops(sizes, layers, request, savings, share), each_step: Vec::new() },
-        StageKind::Expert => Work {
-            once: Vec::new(),
-            each_step: expert_ops(sizes, layers, request, savings, share),
-        },
+        StageKind::Prefix => {
+            Work { once: prefix_ops(sizes, layers, request, savings, share), each_step: Vec::new() }
+        }
+        StageKind::Expert => {
+            Work { once: Vec::new(), each_step: expert_ops(sizes, layers, request, savings, share) }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Deployment files: what people write, what they get told when it is wrong, and the files in `configs/`.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in functions the tests share
+
 use std::path::PathBuf;
 
 use miette::Diagnostic;
@@ -7,8 +9,8 @@ use proptest::prelude::*;
 use tensact_topology::check::{Invariant, Severity, check_deployment};
 use tensact_topology::plan::{Goal, PlanRequest, plan};
 use tensact_topology::{
-    Calibration, CheckReport, ChipId, Deployment, DeviceKind, ModelSizes, Preset, Residence, Split, StageKind, Variant,
-    WeightDtype,
+    Calibration, CheckReport, ChipId, Deployment, DeviceKind, ModelSizes, Preset, Residence, Split,
+    StageKind, Variant, WeightDtype,
 };
 
 fn sizes() -> ModelSizes {
@@ -61,7 +63,9 @@ fn a_galaxy_of_replicas_is_one_line_and_copies_of_stages_count_their_own_chips()
     assert_eq!(second[0].chips, [ChipId(5), ChipId(4)]);
     assert_eq!((second[0].split, second[1].queue, second[2].queue), (Split::Cameras, 3, 2));
     assert_eq!(second[2].chips, [ChipId(4)]);
-    assert!(broken("board = \"galaxy-bh\"\ncheckpoint = \"c\"\n[[pipeline]]\ncopies = \"0..32\"\n").is_empty());
+    assert!(
+        broken("board = \"galaxy-bh\"\ncheckpoint = \"c\"\n[[pipeline]]\ncopies = \"0..32\"\n").is_empty()
+    );
 }
 
 /// What stands in the file, and what the reader must be told.
@@ -75,8 +79,18 @@ fn wrong_text_is_pointed_at_with_advice() {
         (format!("{head}chips = []\n"), 4, 9, "no chip is named"),
         (head.to_owned(), 3, 1, "has no chips"),
         (format!("{head}chips = [0]\nweights = \"int4\"\n"), 5, 11, "unknown variant `int4`"),
-        (format!("{head}[[pipeline.stage]]\nkind = \"vision\"\nchips = [0]\nlayers = \"9..3\"\n"), 7, 10, "hold no layer"),
-        (format!("{head}copies = \"0..2\"\n[[pipeline.stage]]\nkind = \"vision\"\nchips = [1]\n"), 7, 9, "position 1"),
+        (
+            format!("{head}[[pipeline.stage]]\nkind = \"vision\"\nchips = [0]\nlayers = \"9..3\"\n"),
+            7,
+            10,
+            "hold no layer",
+        ),
+        (
+            format!("{head}copies = \"0..2\"\n[[pipeline.stage]]\nkind = \"vision\"\nchips = [1]\n"),
+            7,
+            9,
+            "position 1",
+        ),
         (format!("cluster = \"c.yaml\"\n{head}chips = [0]\n"), 2, 9, "named twice"),
         ("checkpoint = \"c\"\n[[pipeline]]\nchips = [0]\n".to_owned(), 1, 1, "no board is named"),
         ("board = \n".to_owned(), 1, 9, ""),
@@ -97,7 +111,9 @@ fn a_missing_descriptor_is_named() {
 fn stages(board: &str, stages: &[(&str, &str, &str, &str)]) -> String {
     let mut text = format!("board = \"{board}\"\ncheckpoint = \"c\"\n[[pipeline]]\n");
     for (kind, layers, chips, more) in stages {
-        text += &format!("[[pipeline.stage]]\nkind = \"{kind}\"\nlayers = \"{layers}\"\nchips = [{chips}]\n{more}\n");
+        text += &format!(
+            "[[pipeline.stage]]\nkind = \"{kind}\"\nlayers = \"{layers}\"\nchips = [{chips}]\n{more}\n"
+        );
     }
     text
 }
@@ -105,30 +121,69 @@ fn stages(board: &str, stages: &[(&str, &str, &str, &str)]) -> String {
 #[test]
 fn every_invariant_is_kept_by_its_check() {
     let chain = |more: &'static str| {
-        stages("loudbox-bh", &[("vision", "0..27", "0", ""), ("prefix", "0..18", "1", more), ("expert", "0..18", "2", "")])
+        stages(
+            "loudbox-bh",
+            &[("vision", "0..27", "0", ""), ("prefix", "0..18", "1", more), ("expert", "0..18", "2", "")],
+        )
     };
     assert_eq!(broken(&chain("")), []);
-    let gap = stages("p150a", &[("vision", "0..20", "0", ""), ("prefix", "0..18", "0", ""), ("expert", "0..18", "0", "")]);
+    let gap = stages(
+        "p150a",
+        &[("vision", "0..20", "0", ""), ("prefix", "0..18", "0", ""), ("expert", "0..18", "0", "")],
+    );
     assert_eq!(broken(&gap), [Invariant::CoveredOnce]);
     let overlap = stages(
         "p150a",
-        &[("vision", "0..27", "0", ""), ("prefix", "0..10", "0", ""), ("prefix", "9..18", "0", ""), ("expert", "0..18", "0", "")],
+        &[
+            ("vision", "0..27", "0", ""),
+            ("prefix", "0..10", "0", ""),
+            ("prefix", "9..18", "0", ""),
+            ("expert", "0..18", "0", ""),
+        ],
     );
     assert_eq!(broken(&overlap), [Invariant::CoveredOnce]);
-    let beyond = stages("p150a", &[("vision", "0..28", "0", ""), ("prefix", "0..18", "0", ""), ("expert", "0..18", "0", "")]);
+    let beyond = stages(
+        "p150a",
+        &[("vision", "0..28", "0", ""), ("prefix", "0..18", "0", ""), ("expert", "0..18", "0", "")],
+    );
     assert_eq!(broken(&beyond), [Invariant::CoveredOnce]);
     let head = |board: &str| format!("board = \"{board}\"\ncheckpoint = \"c\"\n");
     assert_eq!(broken(&(head("p150a") + "[[pipeline]]\nchips = [1]\n"))[0], Invariant::ChipOnBoard);
     assert_eq!(broken(&(head("p300") + "[[pipeline]]\ncopies = [[0], [0]]\n")), [Invariant::OwnChip]);
-    assert_eq!(broken(&(head("host") + "[[pipeline]]\nchips = [0]\nweights = \"bfp8_b\"\n"))[0], Invariant::DtypeOnDevice);
-    assert_eq!(broken(&(head("host") + "[[pipeline]]\nchips = [0]\ndevice = \"ttnn\"\n"))[0], Invariant::DeviceOnBoard);
-    assert_eq!(broken(&(head("p150a") + "[[pipeline]]\nchips = [0]\nqueue = 1\n"))[0], Invariant::EdgeHoldsTwo);
-    assert_eq!(broken(&(head("p150a") + "[batching]\nmax_requests = 0\n[[pipeline]]\nchips = [0]\n")), [Invariant::LimitsPositive]);
-    assert_eq!(broken(&(head("p150a") + "[[pipeline]]\nchips = [0]\nresident = \"l1\"\n")), [Invariant::FitsL1]);
-    assert_eq!(broken(&(head("n150") + "[batching]\nmax_requests = 64\n[[pipeline]]\nchips = [0]\nqueue = 40\n")), [Invariant::FitsMemory]);
+    assert_eq!(
+        broken(&(head("host") + "[[pipeline]]\nchips = [0]\nweights = \"bfp8_b\"\n"))[0],
+        Invariant::DtypeOnDevice
+    );
+    assert_eq!(
+        broken(&(head("host") + "[[pipeline]]\nchips = [0]\ndevice = \"ttnn\"\n"))[0],
+        Invariant::DeviceOnBoard
+    );
+    assert_eq!(
+        broken(&(head("p150a") + "[[pipeline]]\nchips = [0]\nqueue = 1\n"))[0],
+        Invariant::EdgeHoldsTwo
+    );
+    assert_eq!(
+        broken(&(head("p150a") + "[batching]\nmax_requests = 0\n[[pipeline]]\nchips = [0]\n")),
+        [Invariant::LimitsPositive]
+    );
+    assert_eq!(
+        broken(&(head("p150a") + "[[pipeline]]\nchips = [0]\nresident = \"l1\"\n")),
+        [Invariant::FitsL1]
+    );
+    assert_eq!(
+        broken(&(head("n150") + "[batching]\nmax_requests = 64\n[[pipeline]]\nchips = [0]\nqueue = 40\n")),
+        [Invariant::FitsMemory]
+    );
     assert_eq!(broken(&(head("p300") + "[[pipeline]]\nchips = [0, 1]\n"))[0], Invariant::SplitFits);
     let tensor = |chips: &'static str| {
-        stages("loudbox-bh", &[("vision", "0..27", "0", ""), ("prefix", "0..18", chips, "split = \"tensor\""), ("expert", "0..18", "0", "")])
+        stages(
+            "loudbox-bh",
+            &[
+                ("vision", "0..27", "0", ""),
+                ("prefix", "0..18", chips, "split = \"tensor\""),
+                ("expert", "0..18", "0", ""),
+            ],
+        )
     };
     assert_eq!(broken(&tensor("0, 1, 2, 3")), []);
     assert_eq!(broken(&tensor("0, 1, 5, 4")), [Invariant::FabricCarries]);
@@ -138,7 +193,14 @@ fn every_invariant_is_kept_by_its_check() {
 #[test]
 fn sockets_need_a_link_and_detours_over_the_host_are_told() {
     let far = |transport: &'static str| {
-        stages("loudbox-bh", &[("vision", "0..27", "0", transport), ("prefix", "0..18", "3", ""), ("expert", "0..18", "2", "")])
+        stages(
+            "loudbox-bh",
+            &[
+                ("vision", "0..27", "0", transport),
+                ("prefix", "0..18", "3", ""),
+                ("expert", "0..18", "2", ""),
+            ],
+        )
     };
     assert_eq!(broken(&far("transport = \"socket\"")), [Invariant::FabricCarries]);
     assert_eq!(broken(&far("transport = \"host\"")), []);
@@ -152,8 +214,14 @@ fn sockets_need_a_link_and_detours_over_the_host_are_told() {
 #[test]
 fn a_ring_that_can_fill_up_is_refused() {
     let ring = |in_flight: usize| {
-        let ring = [("vision", "0..27", "0", ""), ("prefix", "0..18", "0", ""), ("expert", "0..9", "0", ""), ("expert", "9..18", "1", "")];
-        stages("p300", &ring).replace("[[pipeline]]\n", &format!("[batching]\nmax_in_flight = {in_flight}\n[[pipeline]]\n"))
+        let ring = [
+            ("vision", "0..27", "0", ""),
+            ("prefix", "0..18", "0", ""),
+            ("expert", "0..9", "0", ""),
+            ("expert", "9..18", "1", ""),
+        ];
+        stages("p300", &ring)
+            .replace("[[pipeline]]\n", &format!("[batching]\nmax_in_flight = {in_flight}\n[[pipeline]]\n"))
     };
     assert_eq!(broken(&ring(3)), []);
     assert_eq!(broken(&ring(4)), [Invariant::NoDeadlock]);
@@ -163,27 +231,43 @@ fn a_ring_that_can_fill_up_is_refused() {
 fn all_findings_come_at_once_and_point_into_the_file() {
     let text = stages(
         "p300",
-        &[("vision", "0..20", "0", "queue = 1"), ("prefix", "0..18", "9", "weights = \"f32\""), ("expert", "2..18", "1", "")],
+        &[
+            ("vision", "0..20", "0", "queue = 1"),
+            ("prefix", "0..18", "9", "weights = \"f32\""),
+            ("expert", "2..18", "1", ""),
+        ],
     );
     let deployment = parsed(&text);
     let findings = check_deployment(&deployment, &deployment.load_board().unwrap(), &sizes());
-    let kinds: std::collections::BTreeSet<Invariant> = findings.iter().map(|finding| finding.invariant).collect();
-    let expected = [Invariant::CoveredOnce, Invariant::ChipOnBoard, Invariant::DtypeOnDevice, Invariant::EdgeHoldsTwo];
+    let kinds: std::collections::BTreeSet<Invariant> =
+        findings.iter().map(|finding| finding.invariant).collect();
+    let expected =
+        [Invariant::CoveredOnce, Invariant::ChipOnBoard, Invariant::DtypeOnDevice, Invariant::EdgeHoldsTwo];
     assert!(expected.iter().all(|kind| kinds.contains(kind)), "{findings:#?}");
     for finding in &findings {
         let diagnostic = finding.diagnostic(&deployment);
-        assert!(finding.line.is_some() && diagnostic.help.is_some() && diagnostic.line == finding.line.unwrap());
+        assert!(
+            finding.line.is_some() && diagnostic.help.is_some() && diagnostic.line == finding.line.unwrap()
+        );
     }
 }
 
 #[test]
 fn any_board_can_be_run_by_the_host_device() {
-    let text = stages("galaxy-bh", &[("vision", "0..27", "0", ""), ("prefix", "0..18", "9", ""), ("expert", "0..18", "31", "")])
-        .replace("[[pipeline]]\n", "[[pipeline]]\ndevice = \"host\"\n");
+    let text = stages(
+        "galaxy-bh",
+        &[("vision", "0..27", "0", ""), ("prefix", "0..18", "9", ""), ("expert", "0..18", "31", "")],
+    )
+    .replace("[[pipeline]]\n", "[[pipeline]]\ndevice = \"host\"\n");
     let deployment = parsed(&text);
     assert!(check_deployment(&deployment, &deployment.load_board().unwrap(), &sizes()).is_empty());
     let placement = deployment.placement(&sizes(), tensact_topology::Arch::Blackhole).placement;
-    assert!(placement.pipelines[0].slices.iter().all(|s| s.weights == WeightDtype::Bf16 && s.residence == Residence::Dram));
+    assert!(
+        placement.pipelines[0]
+            .slices
+            .iter()
+            .all(|s| s.weights == WeightDtype::Bf16 && s.residence == Residence::Dram)
+    );
 }
 
 fn configs() -> PathBuf {
@@ -195,7 +279,10 @@ fn configs() -> PathBuf {
 fn ready_deployments_are_what_the_planner_says() {
     for preset in Preset::ALL {
         let board = preset.board();
-        let request = PlanRequest { batch_max: 1, ..PlanRequest::new(&board, sizes_ref(), Goal::Latency, Calibration::shipped()) };
+        let request = PlanRequest {
+            batch_max: 1,
+            ..PlanRequest::new(&board, sizes_ref(), Goal::Throughput, Calibration::shipped())
+        };
         let text = plan(&request).unwrap().deployment_toml("pi05_base");
         let path = configs().join(format!("{preset}.toml"));
         if std::env::var_os("TENSACT_UPDATE_CONFIGS").is_some() {
@@ -208,6 +295,26 @@ fn ready_deployments_are_what_the_planner_says() {
             let findings = check_deployment(&parsed(&written), &board, &ModelSizes::base(variant));
             assert!(findings.is_empty(), "{preset}: {findings:#?}");
         }
+    }
+}
+
+/// `docs/topology.md` shows the table that `cargo run -p tensact-topology --example published` prints.
+#[test]
+fn the_documented_table_is_what_the_model_says() {
+    let docs = std::fs::read_to_string(configs().join("../docs/topology.md")).unwrap();
+    let report = tensact_topology::published::report(Calibration::shipped()).to_string();
+    assert!(docs.contains(&report), "put this into docs/topology.md:\n{report}");
+}
+
+/// The examples in `docs/topology.md` are deployments that run.
+#[test]
+fn the_documented_examples_run() {
+    let docs = std::fs::read_to_string(configs().join("../docs/topology.md")).unwrap();
+    let examples: Vec<&str> =
+        docs.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() >= 3);
+    for example in examples {
+        assert!(broken(example).is_empty(), "{example}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Descriptors of every public shape load, are recognised, and fail with a line when they are broken.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in functions the tests share
+
 use std::fmt::Write as _;
 
 use proptest::prelude::*;
@@ -58,12 +60,20 @@ impl Machine {
         (0..self.chips).for_each(|id| w(format!("  - {id}: {id}\n")));
         w("io_device_type: PCIe\nharvesting:\n".into());
         (0..self.chips).for_each(|id| {
-            w(format!("  {id}:\n    noc_translation: true\n    harvest_mask: {}\n    dram_harvesting_mask: 0\n", self.harvest));
+            w(format!(
+                "  {id}:\n    noc_translation: true\n    harvest_mask: {}\n    dram_harvesting_mask: 0\n",
+                self.harvest
+            ));
         });
         w("boards:\n".into());
         for board in 0..self.chips / self.chips_per_board {
-            w(format!("  -\n    - board_id: {}\n    - board_type: {}\n    - chips:\n", 1000 + board, self.board));
-            (0..self.chips_per_board).for_each(|at| w(format!("        - {}\n", board * self.chips_per_board + at)));
+            w(format!(
+                "  -\n    - board_id: {}\n    - board_type: {}\n    - chips:\n",
+                1000 + board,
+                self.board
+            ));
+            (0..self.chips_per_board)
+                .for_each(|at| w(format!("        - {}\n", board * self.chips_per_board + at)));
         }
         out
     }
@@ -88,7 +98,17 @@ fn machine(name: &str) -> Machine {
 }
 
 const MACHINES: [&str; 11] = [
-    "n150", "n300", "t3000", "galaxy-wh", "p100a", "p150a", "p300", "quietbox-bh", "quietbox2", "loudbox-bh", "galaxy-bh",
+    "n150",
+    "n300",
+    "t3000",
+    "galaxy-wh",
+    "p100a",
+    "p150a",
+    "p300",
+    "quietbox-bh",
+    "quietbox2",
+    "loudbox-bh",
+    "galaxy-bh",
 ];
 
 #[test]
@@ -97,7 +117,6 @@ fn every_machine_is_recognised_and_gives_the_preset_board() {
         let cluster = Cluster::parse(name, &machine(name).yaml()).unwrap();
         let recognised = Descriptor::Cluster(cluster.clone()).recognise();
         assert_eq!(recognised.preset, Some(name));
-        // A p100a has one DRAM bank less, which our writer does not write; everything else is equal.
         assert!(recognised.is_exact(), "{name}: {:?}", recognised.differences);
         let expected = name.parse::<tensact_topology::Preset>().unwrap().board();
         assert_eq!(cluster.board().shape, expected.shape);
@@ -123,7 +142,7 @@ fn differences_from_a_preset_are_named() {
     let recognised = Descriptor::Cluster(Cluster::parse("torus", &torus.yaml()).unwrap()).recognise();
     let told = recognised.differences.join("; ");
     assert_eq!(recognised.preset, Some("galaxy-bh"));
-    assert!(told.contains("8 links close rows") && told.contains("110 to 110 usable cores"), "{told}");
+    assert!(told.contains("8 links close rows") && told.contains("110 usable cores"), "{told}");
 
     let mut cut = machine("t3000");
     cut.links.retain(|(a, b, _)| (*a, *b) != (0, 1));

@@ -158,8 +158,7 @@ impl Board {
     /// Whether chips stand side by side in one row or one column, in order, each linked to the next.
     pub fn is_line(&self, chips: &[ChipId]) -> bool {
         let linked = chips.windows(2).all(|pair| self.socket_link(pair[0], pair[1]).is_some());
-        let at: Vec<Option<Coord>> =
-            chips.iter().map(|id| self.chip(*id).and_then(|chip| chip.at)).collect();
+        let at: Vec<Option<Coord>> = chips.iter().map(|id| self.chip(*id).and_then(|chip| chip.at)).collect();
         let straight = |coordinate: fn(Coord) -> u32| {
             at.windows(2).all(|pair| pair[0].map(coordinate) == pair[1].map(coordinate))
         };
@@ -197,10 +196,9 @@ impl Board {
             while let Some(id) = next {
                 seen.push(id);
                 // The neighbour with the fewest ways left first, so that chains rarely end early.
-                next = self
-                    .neighbours(id)
-                    .filter(|other| !seen.contains(other))
-                    .min_by_key(|other| (self.neighbours(*other).filter(|n| !seen.contains(n)).count(), *other));
+                next = self.neighbours(id).filter(|other| !seen.contains(other)).min_by_key(|other| {
+                    (self.neighbours(*other).filter(|n| !seen.contains(n)).count(), *other)
+                });
             }
         }
         seen

@@ -13,6 +13,9 @@ use crate::board::{Chip, Coord, Link, Pcie};
 use crate::source::{FILE_BYTES_MAX, SourceError, line_span, nearest};
 use crate::{Arch, Board, ChipId, ChipSpec};
 
+/// More chips than any public machine has.
+const CHIPS_MAX: usize = 1024;
+
 /// Card type as the tools name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BoardType {
@@ -165,9 +168,9 @@ impl Cluster {
             .lanes
             .iter()
             .map(|((a, b), lanes)| {
-                let wraps = at(*a).zip(at(*b)).is_some_and(|(a, b)| {
-                    a.row.abs_diff(b.row) + a.col.abs_diff(b.col) > 1
-                });
+                let wraps = at(*a)
+                    .zip(at(*b))
+                    .is_some_and(|(a, b)| a.row.abs_diff(b.row) + a.col.abs_diff(b.col) > 1);
                 Link { a: ChipId(*a), b: ChipId(*b), lanes: *lanes, wraps }
             })
             .collect();
@@ -205,6 +208,9 @@ impl Reader<'_> {
         if file.arch.value.is_empty() {
             return Err(self.error(&file.arch, "`arch` names no chip".to_owned()));
         }
+        if file.arch.value.len() > CHIPS_MAX {
+            return Err(self.error(&file.arch, format!("more than {CHIPS_MAX} chips")));
+        }
         for arch in file.arch.value.values() {
             self.architecture(arch)?;
         }
@@ -239,7 +245,9 @@ impl Reader<'_> {
             let local = entry.value.iter().find_map(|end| end.chip);
             let remote = entry.value.iter().any(|end| end.remote_chip_id.is_some());
             let Some(local) = local.filter(|_| remote) else {
-                return Err(self.error(entry, "a remote link needs a `chip` and a `remote_chip_id`".to_owned()));
+                return Err(
+                    self.error(entry, "a remote link needs a `chip` and a `remote_chip_id`".to_owned())
+                );
             };
             self.known(&chips, local, entry, "ethernet_connections_to_remote_devices")?;
         }
@@ -308,16 +316,14 @@ impl Reader<'_> {
         })
     }
 
-    fn coordinates(
-        &self,
-        file: &File,
-        chips: &BTreeMap<u32, ClusterChip>,
-    ) -> Result<(), Box<SourceError>> {
+    fn coordinates(&self, file: &File, chips: &BTreeMap<u32, ClusterChip>) -> Result<(), Box<SourceError>> {
         let mut seen = BTreeSet::new();
         for (id, at) in file.chips.iter().flatten() {
             self.known(chips, *id, at, "chips")?;
             if at.value.len() != 4 {
-                return Err(self.error(at, format!("chip {id} needs four coordinates, has {}", at.value.len())));
+                return Err(
+                    self.error(at, format!("chip {id} needs four coordinates, has {}", at.value.len()))
+                );
             }
             if !seen.insert(&at.value) {
                 return Err(self.error(at, format!("chip {id} sits where another chip already is")));
@@ -378,10 +384,8 @@ impl Reader<'_> {
             }
             for end in [(a, chan_a), (b, chan_b)] {
                 if !used.insert(end) {
-                    return Err(self.error(
-                        entry,
-                        format!("channel {} of chip {} is used by two links", end.1, end.0),
-                    ));
+                    return Err(self
+                        .error(entry, format!("channel {} of chip {} is used by two links", end.1, end.0)));
                 }
             }
             *lanes.entry((a.min(b), a.max(b))).or_default() += 1;

@@ -9,10 +9,7 @@ const TRIES_MAX: usize = 200_000;
 ///
 /// Gives the chips row by row, or nothing when there is no such placement (or none was found in
 /// [`TRIES_MAX`] tries). Deterministic: lower chip numbers are tried first.
-pub(super) fn embed(
-    neighbours: &BTreeMap<u32, BTreeSet<u32>>,
-    (rows, cols): (u32, u32),
-) -> Option<Vec<u32>> {
+pub(super) fn embed(neighbours: &BTreeMap<u32, BTreeSet<u32>>, (rows, cols): (u32, u32)) -> Option<Vec<u32>> {
     if neighbours.len() as u64 != u64::from(rows) * u64::from(cols) {
         return None;
     }
@@ -33,7 +30,7 @@ impl Search<'_> {
         if at == self.neighbours.len() {
             return true;
         }
-        let left = (at % self.cols > 0).then(|| self.placed[at - 1]);
+        let left = (!at.is_multiple_of(self.cols)).then(|| self.placed[at - 1]);
         let above = (at >= self.cols).then(|| self.placed[at - self.cols]);
         let candidates: Vec<u32> = match left.or(above) {
             Some(beside) => self.neighbours[&beside].iter().copied().collect(),

@@ -111,7 +111,10 @@ impl MeshDescriptor {
                 id: ChipId(first + at),
                 spec: self.spec(),
                 at: placed.then_some(Coord { row: at / self.shape.1, col: at % self.shape.1 }),
-                pcie: Some(Pcie { generation, lanes: if self.shape.0 * self.shape.1 >= 32 { 1 } else { 16 } }),
+                pcie: Some(Pcie {
+                    generation,
+                    lanes: if self.shape.0 * self.shape.1 >= 32 { 1 } else { 16 },
+                }),
             });
         }
     }
@@ -165,14 +168,14 @@ impl<'a> Reader<'a> {
         let Some((field, top)) = self.root.messages("top_level_instance").last() else {
             return Err(self.error(&(0..0), "no `top_level_instance`"));
         };
-        let mut found =
-            MeshGraph { name: self.name.to_owned(), meshes: Vec::new(), joins: Vec::new() };
+        let mut found = MeshGraph { name: self.name.to_owned(), meshes: Vec::new(), joins: Vec::new() };
         self.node(top, &field.span, &templates, &mut Vec::new(), &mut found)?;
         found.meshes.sort_by_key(|mesh| mesh.id);
         if let Some(pair) = found.meshes.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return Err(self.error(&field.span, format!("two meshes have number {}", pair[0].id.0)));
         }
-        let chips: u64 = found.meshes.iter().map(|m| u64::from(m.descriptor.shape.0 * m.descriptor.shape.1)).sum();
+        let chips: u64 =
+            found.meshes.iter().map(|m| u64::from(m.descriptor.shape.0 * m.descriptor.shape.1)).sum();
         if found.meshes.is_empty() || chips > u64::from(CHIPS_MAX) {
             return Err(self.error(&field.span, format!("{chips} chips: expected 1 to {CHIPS_MAX}")));
         }
@@ -221,12 +224,7 @@ impl<'a> Reader<'a> {
         self.joins(descriptor, first, found)
     }
 
-    fn joins(
-        &self,
-        graph: &'a Message,
-        first: usize,
-        found: &mut MeshGraph,
-    ) -> Result<(), Box<SourceError>> {
+    fn joins(&self, graph: &'a Message, first: usize, found: &mut MeshGraph) -> Result<(), Box<SourceError>> {
         let members: BTreeSet<MeshId> = found.meshes[first..].iter().map(|mesh| mesh.id).collect();
         for (field, connection) in graph.messages("connections") {
             let mut ends = Vec::new();
@@ -242,7 +240,9 @@ impl<'a> Reader<'a> {
                 ends.push(id);
             }
             let [a, b] = ends[..] else {
-                return Err(self.error(&field.span, format!("a connection joins two meshes, not {}", ends.len())));
+                return Err(
+                    self.error(&field.span, format!("a connection joins two meshes, not {}", ends.len()))
+                );
             };
             let channels = self.channels(connection, &field.span)?;
             found.joins.push((a, b, channels.map_or(1, |(count, _)| count)));
@@ -252,7 +252,9 @@ impl<'a> Reader<'a> {
         let channels = self.channels(graph, &span)?.map_or(1, |(count, _)| count);
         let ids: Vec<MeshId> = members.into_iter().collect();
         match topology {
-            "RING" => found.joins.extend((0..ids.len()).map(|i| (ids[i], ids[(i + 1) % ids.len()], channels))),
+            "RING" => {
+                found.joins.extend((0..ids.len()).map(|i| (ids[i], ids[(i + 1) % ids.len()], channels)))
+            }
             "ALL_TO_ALL" => {
                 for (i, a) in ids.iter().enumerate() {
                     found.joins.extend(ids[i + 1..].iter().map(|b| (*a, *b, channels)));
@@ -295,12 +297,17 @@ impl<'a> Reader<'a> {
         let dims: Vec<u32> = written.iter().filter_map(|dim| dim.parse().ok()).collect();
         match (written.len(), &dims[..]) {
             (1, &[cols]) if (1..=CHIPS_MAX).contains(&cols) => Ok((1, cols)),
-            (2, &[rows, cols]) if rows > 0 && cols > 0 && u64::from(rows) * u64::from(cols) <= u64::from(CHIPS_MAX) => {
+            (2, &[rows, cols])
+                if rows > 0 && cols > 0 && u64::from(rows) * u64::from(cols) <= u64::from(CHIPS_MAX) =>
+            {
                 Ok((rows, cols))
             }
             _ => Err(self.error(
                 span,
-                format!("`dims` is [{}]: expected one or two positive numbers, at most {CHIPS_MAX} chips", written.join(", ")),
+                format!(
+                    "`dims` is [{}]: expected one or two positive numbers, at most {CHIPS_MAX} chips",
+                    written.join(", ")
+                ),
             )),
         }
     }
@@ -322,13 +329,25 @@ impl<'a> Reader<'a> {
         Ok(Some((count, policy)))
     }
 
-    fn number(&self, message: &Message, name: &str, span: &Range<usize>) -> Result<Option<u32>, Box<SourceError>> {
+    fn number(
+        &self,
+        message: &Message,
+        name: &str,
+        span: &Range<usize>,
+    ) -> Result<Option<u32>, Box<SourceError>> {
         let Some(written) = message.scalar(name) else { return Ok(None) };
         let number = written.parse().ok().filter(|number| *number <= 1 << 20);
-        number.map(Some).ok_or_else(|| self.error(span, format!("`{name}` is `{written}`: expected a number")))
+        number
+            .map(Some)
+            .ok_or_else(|| self.error(span, format!("`{name}` is `{written}`: expected a number")))
     }
 
-    fn text_of(&self, message: &'a Message, name: &str, span: &Range<usize>) -> Result<&'a str, Box<SourceError>> {
+    fn text_of(
+        &self,
+        message: &'a Message,
+        name: &str,
+        span: &Range<usize>,
+    ) -> Result<&'a str, Box<SourceError>> {
         message.scalar(name).ok_or_else(|| self.error(span, format!("no `{name}` here")))
     }
 

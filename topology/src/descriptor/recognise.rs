@@ -58,7 +58,8 @@ pub(super) fn cluster(cluster: &Cluster) -> Recognition {
     };
     if cores(&board) != cores(&expected) {
         let ((low, high), (usual, _)) = (cores(&board), cores(&expected));
-        differences.push(format!("{low} to {high} usable cores a chip instead of {usual}"));
+        let found = if low == high { low.to_string() } else { format!("{low} to {high}") };
+        differences.push(format!("{found} usable cores a chip instead of {usual}"));
     }
     if cluster.remote_links > 0 {
         differences.push(format!("{} links leave the machine", cluster.remote_links));
@@ -72,7 +73,11 @@ pub(super) fn mesh_graph(graph: &MeshGraph) -> Recognition {
         let near = by_shape(graph.meshes[0].descriptor.arch, chips);
         return Recognition {
             preset: near.map(Preset::name),
-            differences: vec![format!("{} meshes joined by {} connections", graph.meshes.len(), graph.joins.len())],
+            differences: vec![format!(
+                "{} meshes joined by {} connections",
+                graph.meshes.len(),
+                graph.joins.len()
+            )],
         };
     };
     let descriptor = &mesh.descriptor;
@@ -90,7 +95,11 @@ pub(super) fn mesh_graph(graph: &MeshGraph) -> Recognition {
     }
     let lanes = expected.links().iter().map(|link| link.lanes).min();
     if lanes.is_some_and(|lanes| lanes != descriptor.channels) {
-        differences.push(format!("asks for {} lanes between neighbours instead of {}", descriptor.channels, lanes.unwrap_or(0)));
+        differences.push(format!(
+            "asks for {} lanes between neighbours instead of {}",
+            descriptor.channels,
+            lanes.unwrap_or(0)
+        ));
     }
     if descriptor.rings.0 || descriptor.rings.1 {
         differences.push("closes rows or columns into rings".to_owned());

@@ -57,10 +57,12 @@ impl Message {
 
     /// The last scalar of a name: text format lets a later value replace an earlier one.
     pub(super) fn scalar(&self, name: &str) -> Option<&str> {
-        self.fields.iter().rfind(|field| field.name == name)?.values.iter().rev().find_map(|value| match value {
-            Value::Scalar(text) => Some(text.as_str()),
-            Value::Message(_) => None,
-        })
+        self.fields.iter().rfind(|field| field.name == name)?.values.iter().rev().find_map(
+            |value| match value {
+                Value::Scalar(text) => Some(text.as_str()),
+                Value::Message(_) => None,
+            },
+        )
     }
 }
 
@@ -216,7 +218,9 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_pointed_at() {
-        for (text, line, column) in [("a {\n b: 1", 1, 3), ("\na: \"x\n", 2, 4), ("a: [1 2]", 1, 7), ("a b", 1, 1)] {
+        for (text, line, column) in
+            [("a {\n b: 1", 1, 3), ("\na: \"x\n", 2, 4), ("a: [1 2]", 1, 7), ("a b", 1, 1)]
+        {
             let error = parse("f", text).unwrap_err();
             assert_eq!((error.line, error.column), (line, column), "{text:?}: {error}");
         }

@@ -53,7 +53,9 @@ impl LayerCosts {
         let table = |stage| -> Vec<Vec<(f64, u64)>> {
             let layers = model.sizes.layers(stage);
             (0..layers)
-                .map(|start| (start..=layers).map(|end| cost(stage, start, end).unwrap_or((0.0, 0))).collect())
+                .map(|start| {
+                    (start..=layers).map(|end| cost(stage, start, end).unwrap_or((0.0, 0))).collect()
+                })
                 .collect()
         };
         Some(Self {
@@ -89,11 +91,20 @@ impl<'a> Chain<'a> {
         chips.iter().try_for_each(|chip| model.board.chip(*chip).map(|_| ()))?;
         let layers = |stage| model.sizes.layers(stage);
         let (vision, prefix) = (layers(StageKind::Vision), layers(StageKind::Prefix));
-        let mut chain =
-            Self { model, template, chips, costs, vision, prefix, hand_over_ms: Vec::new(), cache_ms: Vec::new() };
+        let mut chain = Self {
+            model,
+            template,
+            chips,
+            costs,
+            vision,
+            prefix,
+            hand_over_ms: Vec::new(),
+            cache_ms: Vec::new(),
+        };
         let last = chips.len().checked_sub(1)?;
-        chain.hand_over_ms =
-            (0..last).map(|chip| (0..chain.units()).map(|at| chain.hand_over_ms(chip, at)).collect()).collect();
+        chain.hand_over_ms = (0..last)
+            .map(|chip| (0..chain.units()).map(|at| chain.hand_over_ms(chip, at)).collect())
+            .collect();
         chain.cache_ms = (0..=last)
             .map(|chip| {
                 let sent = |layers| {
@@ -119,23 +130,12 @@ impl<'a> Chain<'a> {
         states[0][0].push(Entry { pair: (0.0, 0.0), from: 0, index: 0 });
         for chip in 0..chips {
             for from in 0..units {
-                for index in 0..states[chip][from].len() {
-                    let pair = states[chip][from][index].pair;
-                    let last = chip + 1 == chips;
-                    for to in from + 1..=units {
-                        if last != (to == units) {
-                            continue;
-                        }
-                        let segment = Segment { from, to };
-                        if let Some(pair) = self.extend(objective, chip, segment, pair) {
-                            keep(&mut states[chip + 1][to], Entry { pair, from, index });
-                        }
-                    }
-                }
+                self.grow(objective, chip, from, &mut states);
             }
         }
         let finished = &states[chips][units];
-        let mut index = (0..finished.len()).min_by(|a, b| finished[*a].pair.0.total_cmp(&finished[*b].pair.0))?;
+        let mut index =
+            (0..finished.len()).min_by(|a, b| finished[*a].pair.0.total_cmp(&finished[*b].pair.0))?;
         let mut segments = Vec::new();
         let mut to = units;
         for chip in (1..=chips).rev() {
@@ -147,11 +147,31 @@ impl<'a> Chain<'a> {
         Some(self.pipeline(&segments))
     }
 
+    /// Every segment that one more chip can take after `from` units.
+    fn grow(&self, objective: Objective, chip: usize, from: usize, states: &mut [Vec<Vec<Entry>>]) {
+        let units = self.units();
+        let (before, after) = states.split_at_mut(chip + 1);
+        // The last chip takes all that is left, the others leave something.
+        let ends = if chip + 1 == self.chips.len() { units..units + 1 } else { from + 1..units };
+        for (index, entry) in before[chip][from].iter().enumerate() {
+            for (to, entries) in after[0].iter_mut().enumerate().take(ends.end).skip(ends.start) {
+                if let Some(pair) = self.extend(objective, chip, Segment { from, to }, entry.pair) {
+                    keep(entries, Entry { pair, from, index });
+                }
+            }
+        }
+    }
+
     /// The pair after one more chip; nothing when its segment does not fit its memory.
-    fn extend(&self, objective: Objective, chip: usize, segment: Segment, pair: (f64, f64)) -> Option<(f64, f64)> {
+    fn extend(
+        &self,
+        objective: Objective,
+        chip: usize,
+        segment: Segment,
+        pair: (f64, f64),
+    ) -> Option<(f64, f64)> {
         let (layers_ms, bytes) = self.layers_cost(segment);
-        let (expert_ms, expert_bytes) =
-            if segment.to == self.units() { self.costs.expert } else { (0.0, 0) };
+        let (expert_ms, expert_bytes) = if segment.to == self.units() { self.costs.expert } else { (0.0, 0) };
         if bytes + expert_bytes > self.model.board.chip(self.chips[chip])?.spec.dram_bytes {
             return None;
         }
@@ -168,11 +188,7 @@ impl<'a> Chain<'a> {
                 let leaving = if last { 0.0 } else { self.hand_over_ms[chip][segment.to] };
                 let sent = cache_ms.unwrap_or(0.0);
                 let busy = layers_ms + expert_ms + arriving + leaving + sent;
-                Some(if last {
-                    (pair.0.max(busy + pair.1), 0.0)
-                } else {
-                    (pair.0.max(busy), pair.1 + sent)
-                })
+                Some(if last { (pair.0.max(busy + pair.1), 0.0) } else { (pair.0.max(busy), pair.1 + sent) })
             }
         }
     }
@@ -247,7 +263,12 @@ impl<'a> Chain<'a> {
             if segment.to == self.units() {
                 let layers = self.model.sizes.layers(StageKind::Expert);
                 if let Ok(layers) = LayerRange::new(0, layers) {
-                    slices.push(Slice { stage: StageKind::Expert, layers, chips: vec![*chip], ..self.template.clone() });
+                    slices.push(Slice {
+                        stage: StageKind::Expert,
+                        layers,
+                        chips: vec![*chip],
+                        ..self.template.clone()
+                    });
                 }
             }
         }
@@ -335,9 +356,7 @@ mod tests {
                     }
                 };
                 let found = chain.best(objective).map(|pipeline| value(&pipeline));
-                let all = (ids.len() <= chain.units())
-                    .then(|| cuts(chain.units(), ids.len()))
-                    .unwrap_or_default();
+                let all = if ids.len() <= chain.units() { cuts(chain.units(), ids.len()) } else { Vec::new() };
                 let brute = all.iter().map(|cut| value(&chain.pipeline(cut))).min_by(f64::total_cmp);
                 match (found, brute) {
                     (Some(found), Some(brute)) => prop_assert!((found / brute - 1.0).abs() < 1e-9, "{found} against {brute}"),

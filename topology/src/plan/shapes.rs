@@ -30,7 +30,14 @@ struct Shapes<'a> {
 }
 
 impl Shapes<'_> {
-    fn part(&self, stage: StageKind, start: usize, end: usize, chips: &[ChipId], split: Split) -> Option<Slice> {
+    fn part(
+        &self,
+        stage: StageKind,
+        start: usize,
+        end: usize,
+        chips: &[ChipId],
+        split: Split,
+    ) -> Option<Slice> {
         let layers = LayerRange::new(start, end).ok()?;
         Some(Slice { stage, layers, chips: chips.to_vec(), split, ..self.template.clone() })
     }
@@ -47,16 +54,22 @@ impl Shapes<'_> {
     /// no cache moves, with the expert in DRAM or in L1.
     fn pairs(&self, a: ChipId, b: ChipId) -> Vec<Pipeline> {
         let mut found = Vec::new();
-        let visions = [self.cameras(&[a, b]), self.whole(StageKind::Vision, a), self.whole(StageKind::Vision, b)];
+        let visions =
+            [self.cameras(&[a, b]), self.whole(StageKind::Vision, a), self.whole(StageKind::Vision, b)];
         for expert in [a, b] {
-            let slices = [self.cameras(&[a, b]), self.whole(StageKind::Prefix, a), self.whole(StageKind::Expert, expert)];
+            let slices = [
+                self.cameras(&[a, b]),
+                self.whole(StageKind::Prefix, a),
+                self.whole(StageKind::Expert, expert),
+            ];
             found.extend(pipeline(slices));
         }
         let layers = self.sizes.layers(StageKind::Prefix);
         for vision in &visions {
             for cut in 1..layers {
                 for residence in [Residence::Dram, Residence::L1] {
-                    let decoder = |stage, start, end, chip| self.part(stage, start, end, &[chip], Split::Whole);
+                    let decoder =
+                        |stage, start, end, chip| self.part(stage, start, end, &[chip], Split::Whole);
                     let expert = |start, end, chip| {
                         Some(Slice { residence, ..decoder(StageKind::Expert, start, end, chip)? })
                     };
@@ -79,7 +92,11 @@ impl Shapes<'_> {
         [a, b, c]
             .into_iter()
             .filter_map(|expert| {
-                pipeline([vision.clone(), self.whole(StageKind::Prefix, b), self.whole(StageKind::Expert, expert)])
+                pipeline([
+                    vision.clone(),
+                    self.whole(StageKind::Prefix, b),
+                    self.whole(StageKind::Expert, expert),
+                ])
             })
             .collect()
     }

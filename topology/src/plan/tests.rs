@@ -1,6 +1,6 @@
 use super::*;
 use crate::check::check_deployment;
-use crate::cost::Program;
+use crate::cost::{CostModel, Program};
 use crate::published::HandPlacement;
 use crate::{Deployment, Preset, Variant};
 
@@ -34,7 +34,10 @@ fn every_board_plans_both_policies_and_the_plan_keeps_the_rules() {
 #[test]
 fn a_plan_is_the_same_every_time() {
     for goal in [Goal::Latency, Goal::Throughput] {
-        assert_eq!(planned(Preset::GalaxyBh, Variant::Pi05, goal), planned(Preset::GalaxyBh, Variant::Pi05, goal));
+        assert_eq!(
+            planned(Preset::GalaxyBh, Variant::Pi05, goal),
+            planned(Preset::GalaxyBh, Variant::Pi05, goal)
+        );
     }
 }
 
@@ -72,14 +75,19 @@ fn never_worse_than_the_public_hand_placements() {
         (HandPlacement::TwoRowsOf8, &rows_of_8, true),
     ] {
         let request = RequestShape { cameras: 3, prompt_tokens: 256, steps: 5, batch: 1 };
-        let model = CostModel { program: Program::Tensact, ..CostModel::new(board, &sizes, request, &calibration) };
+        let model =
+            CostModel { program: Program::Tensact, ..CostModel::new(board, &sizes, request, &calibration) };
         let by_hand = model.pipeline(&hand.pipeline(&sizes, 1)).unwrap();
         let ask = |goal| {
             let base = PlanRequest::new(board, &sizes, goal, &calibration);
             plan(&PlanRequest { request, tensor_split, ..base }).unwrap().chosen
         };
         let (fast, busy) = (ask(Goal::Latency), ask(Goal::Throughput));
-        assert!(fast.latency_ms <= by_hand.latency_ms * (1.0 + 1e-9), "{hand:?} {}: {fast}", by_hand.latency_ms);
+        assert!(
+            fast.latency_ms <= by_hand.latency_ms * (1.0 + 1e-9),
+            "{hand:?} {}: {fast}",
+            by_hand.latency_ms
+        );
         assert!(busy.requests_per_s >= by_hand.requests_per_s, "{hand:?} {}: {busy}", by_hand.requests_per_s);
     }
 }
@@ -103,4 +111,14 @@ fn a_policy_that_fits_nowhere_is_refused_in_one_sentence() {
     sizes.vlm.mlp *= 40;
     let refused = plan(&PlanRequest::new(&board, &sizes, Goal::Latency, &calibration)).unwrap_err();
     assert!(refused.to_string().contains("of memory"), "{refused}");
+}
+
+#[test]
+fn a_plan_for_a_descriptor_names_the_descriptor() {
+    let (sizes, calibration) = (ModelSizes::base(Variant::Pi05), Calibration::default());
+    let mut board = Preset::P300.board();
+    board.name = "site/cluster.yaml".to_owned();
+    let plan = plan(&PlanRequest::new(&board, &sizes, Goal::Throughput, &calibration)).unwrap();
+    let deployment = Deployment::parse("d.toml", &plan.deployment_toml("c")).unwrap();
+    assert_eq!(deployment.board, crate::deployment::BoardSource::Descriptor("site/cluster.yaml".into()));
 }

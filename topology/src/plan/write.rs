@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{Goal, Plan};
 use crate::deployment::Batching;
 use crate::placement::{DeviceKind, Pipeline, QUEUE_MIN, Residence, Slice, Split};
-use crate::{ChipId, StageKind, WeightDtype};
+use crate::{ChipId, Preset, StageKind, WeightDtype};
 
 /// As many requests in flight as keep every slice busy, and no ring full.
 pub(super) fn batching(pipeline: &Pipeline, max_requests: usize) -> Batching {
@@ -24,10 +24,17 @@ impl Plan {
         let pipelines = &point.placement.pipelines;
         let mut out = String::new();
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "# Planned for {}: {} × {} chips.", goal(&self.goal), point.pipelines, point.chips_per_pipeline);
-        let _ = writeln!(out, "# Estimate: {:.1} ms, {:.1} requests/s.", point.latency_ms, point.requests_per_s);
+        let _ = writeln!(
+            out,
+            "# Planned for {}: {} × {} chips.",
+            goal(&self.goal),
+            point.pipelines,
+            point.chips_per_pipeline
+        );
+        let _ =
+            writeln!(out, "# Estimate: {:.1} ms, {:.1} requests/s.", point.latency_ms, point.requests_per_s);
         let _ = writeln!(out, "# {}.", capital(&point.reason));
-        let _ = writeln!(out, "board = {}", quoted(&self.board));
+        let _ = writeln!(out, "{} = {}", board_key(&self.board), quoted(&self.board));
         let _ = writeln!(out, "checkpoint = {}", quoted(checkpoint));
         let _ = writeln!(
             out,
@@ -63,7 +70,8 @@ impl Plan {
             (true, false) => {}
         }
         let common = &first.slices[0];
-        let _ = writeln!(out, "device = \"{}\"\nweights = \"{}\"", device(common.device), common.weights.name());
+        let _ =
+            writeln!(out, "device = \"{}\"\nweights = \"{}\"", device(common.device), common.weights.name());
         if whole_policy {
             return;
         }
@@ -140,6 +148,15 @@ fn device(device: DeviceKind) -> &'static str {
         DeviceKind::Host => "host",
         DeviceKind::Ttnn => "ttnn",
         DeviceKind::Emulated => "emulated",
+    }
+}
+
+/// The key that names a board: a preset, or the descriptor it was read from.
+fn board_key(name: &str) -> &'static str {
+    match name.parse::<Preset>() {
+        Ok(_) => "board",
+        Err(_) if name.ends_with(".textproto") => "mesh_graph",
+        Err(_) => "cluster",
     }
 }
 

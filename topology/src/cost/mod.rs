@@ -7,117 +7,19 @@
 //! The parts are added, not overlapped: that is what the published latencies show when cameras, steps and cores vary.
 //! Constants and their sources: `calibration.toml`.
 
-use std::collections::BTreeMap;
-use std::sync::LazyLock;
+mod calibration;
+mod pipeline;
 
-use serde::{Deserialize, Serialize};
+pub use calibration::{Calibration, Program};
+pub use pipeline::PipelineCost;
+
+use serde::Serialize;
+
+use calibration::ProgramCounts;
 
 use crate::placement::{Edge, Payload, Pipeline, Residence, Slice, Split, Transport};
-use crate::workload::{
-    Op, OpKind, RequestShape, Savings, SliceMemory, cache_bytes, slice_memory, slice_work,
-};
+use crate::workload::{Op, OpKind, RequestShape, SliceMemory, cache_bytes, slice_memory, slice_work};
 use crate::{Arch, Board, ChipId, ChipSpec, Fidelity, ModelSizes, StageKind, WeightDtype};
-
-/// A way of running the policy on chips: how many operations it launches and what it leaves out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Program {
-    /// Plain operations, as published in early 2026; the only program published on Wormhole.
-    OpByOp,
-    /// Traced per stage, as published in June 2026.
-    Traced,
-    /// With fused expert kernels, as published from July 2026 on.
-    Fused,
-    /// The fused program without what feeds nothing.
-    Tensact,
-}
-
-impl Program {
-    /// The program that estimates for an architecture assume: what has been shown to run there.
-    pub fn for_arch(arch: Arch) -> Self {
-        match arch {
-            Arch::Wormhole => Program::OpByOp,
-            Arch::Blackhole | Arch::Host => Program::Tensact,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Fitted {
-    pub(crate) matmul_utilisation: f64,
-    pub(crate) dram_efficiency: f64,
-    pub(crate) launch_us: f64,
-    pub(crate) launch_op_by_op_us: f64,
-    pub(crate) line_collective_factor: f64,
-    pub(crate) host_utilisation: f64,
-    pub(crate) host_launch_us: f64,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Published {
-    attention_utilisation: f64,
-    all_reduce_us: f64,
-    all_reduce_tokens: f64,
-    all_reduce_chips: f64,
-    pub(crate) socket_gb_per_s: [f64; 2],
-    pub(crate) point_to_point_gb_per_s: [f64; 2],
-    hop_us: f64,
-    host_bounce_gb_per_s: f64,
-    request_io_ms: f64,
-    host_bounce_latency_ms: f64,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ProgramCounts {
-    vision: f64,
-    prefix: f64,
-    expert: f64,
-    savings: Savings,
-}
-
-/// Constants of the cost model.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Calibration {
-    pub(crate) fitted: Fitted,
-    pub(crate) published: Published,
-    program: BTreeMap<Program, ProgramCounts>,
-}
-
-impl Default for Calibration {
-    fn default() -> Self {
-        Self::shipped().clone()
-    }
-}
-
-impl Calibration {
-    /// The constants Tensact ships with.
-    pub fn shipped() -> &'static Self {
-        static SHIPPED: LazyLock<Calibration> = LazyLock::new(|| {
-            toml::from_str(include_str!("calibration.toml"))
-                .expect("the calibration in the source tree is read by every test")
-        });
-        &SHIPPED
-    }
-
-    fn counts(&self, program: Program) -> &ProgramCounts {
-        self.program.get(&program).expect("the calibration has every program")
-    }
-
-    /// Microseconds of one operation: bound by how fast tiles move over the network on chip, so it scales with that.
-    fn launch_us(&self, program: Program, spec: &ChipSpec) -> f64 {
-        let blackhole = ChipSpec::blackhole();
-        let noc = blackhole.noc_bytes_per_cycle * blackhole.clock_ghz / (spec.noc_bytes_per_cycle * spec.clock_ghz);
-        match (spec.arch, program) {
-            (Arch::Host, _) => self.fitted.host_launch_us,
-            (_, Program::OpByOp) => self.fitted.launch_op_by_op_us * noc,
-            _ => self.fitted.launch_us * noc,
-        }
-    }
-}
 
 /// Where the time of one pass of a slice goes.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -212,25 +114,6 @@ pub struct EdgeCost {
     pub times: usize,
     /// One transfer.
     pub transfer_ms: f64,
-}
-
-/// What a pipeline costs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PipelineCost {
-    /// From observation to actions with nothing else in flight.
-    pub latency_ms: f64,
-    /// Time per request on the busiest chip.
-    pub bottleneck_ms: f64,
-    /// The busiest chip.
-    pub bottleneck_chip: ChipId,
-    /// The slice that keeps it busiest, by its place in the pipeline.
-    pub bottleneck_slice: usize,
-    /// Requests per second with enough of them in flight.
-    pub requests_per_s: f64,
-    /// Slices in the order of the pipeline.
-    pub slices: Vec<SliceCost>,
-    /// Edges.
-    pub edges: Vec<EdgeCost>,
 }
 
 /// Everything a cost depends on but the placement.
@@ -345,7 +228,11 @@ impl<'a> CostModel<'a> {
             if to.chips.contains(chip) {
                 return Route::Local;
             }
-            let lanes = to.chips.iter().filter_map(|other| self.board.socket_link(*chip, *other)).map(|link| link.lanes);
+            let lanes = to
+                .chips
+                .iter()
+                .filter_map(|other| self.board.socket_link(*chip, *other))
+                .map(|link| link.lanes);
             match (from.transport, lanes.max()) {
                 (Transport::Host, _) | (_, None) => Route::Host,
                 (_, Some(lanes)) => Route::Socket { lanes },
@@ -355,7 +242,9 @@ impl<'a> CostModel<'a> {
         let worst = |a: Route, b: Route| match (a, b) {
             (Route::Host, _) | (_, Route::Host) => Route::Host,
             (Route::Socket { lanes: a }, Route::Socket { lanes: b }) => Route::Socket { lanes: a.min(b) },
-            (Route::Socket { lanes }, Route::Local) | (Route::Local, Route::Socket { lanes }) => Route::Socket { lanes },
+            (Route::Socket { lanes }, Route::Local) | (Route::Local, Route::Socket { lanes }) => {
+                Route::Socket { lanes }
+            }
             (Route::Local, Route::Local) => Route::Local,
         };
         match from.split {
@@ -373,10 +262,10 @@ impl<'a> CostModel<'a> {
     /// Milliseconds of one transfer.
     pub fn transfer_ms(&self, route: Route, from: &Slice, to: &Slice, bytes: u64) -> f64 {
         let published = &self.calibration.published;
-        let spec = |slice: &Slice| slice.chips.first().and_then(|chip| self.board.chip(*chip)).map(|chip| chip.spec);
+        let spec =
+            |slice: &Slice| slice.chips.first().and_then(|chip| self.board.chip(*chip)).map(|chip| chip.spec);
         // The receiving operation already waits: only the sending one is launched on the critical path.
-        let launch_ms =
-            spec(from).map_or(0.0, |spec| self.calibration.launch_us(self.program, &spec) / 1e3);
+        let launch_ms = spec(from).map_or(0.0, |spec| self.calibration.launch_us(self.program, &spec) / 1e3);
         match route {
             Route::Local => 0.0,
             Route::Socket { lanes } => {
@@ -425,9 +314,7 @@ impl<'a> CostModel<'a> {
                 let shared = if to.split == Split::Cameras { to.chips.len().max(1) as u64 } else { 1 };
                 (2 * batch * image_rows * sizes.vision.width as u64 / shared, 1)
             }
-            Payload::Hidden => {
-                (2 * batch * (self.request.prefix_tokens(sizes) * sizes.vlm.width) as u64, 1)
-            }
+            Payload::Hidden => (2 * batch * (self.request.prefix_tokens(sizes) * sizes.vlm.width) as u64, 1),
             Payload::ImageTokens => {
                 let shared = if from.split == Split::Cameras { from.chips.len().max(1) as u64 } else { 1 };
                 (2 * batch * image_rows * sizes.vlm.width as u64 / shared, 1)
@@ -439,89 +326,4 @@ impl<'a> CostModel<'a> {
             ),
         }
     }
-
-    /// Latency, throughput and their parts; nothing when a chip is not on the board or there is no slice.
-    pub fn pipeline(&self, pipeline: &Pipeline) -> Option<PipelineCost> {
-        let slices: Vec<SliceCost> =
-            pipeline.slices.iter().map(|slice| self.slice(slice)).collect::<Option<_>>()?;
-        let edges: Vec<EdgeCost> = pipeline.edges().iter().map(|edge| self.edge(pipeline, edge)).collect();
-        let busy = busy_ms(pipeline, &slices, &edges);
-        let (bottleneck_chip, bottleneck_ms) =
-            busy.iter().map(|(chip, ms)| (*chip, *ms)).max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))?;
-        let (bottleneck_slice, _) = pipeline
-            .slices
-            .iter()
-            .enumerate()
-            .filter(|(_, slice)| slice.chips.contains(&bottleneck_chip))
-            .max_by(|a, b| slices[a.0].total_ms().total_cmp(&slices[b.0].total_ms()))?;
-        let whole = StageKind::ALL.iter().all(|stage| pipeline.of(*stage).next().is_some());
-        let host = self.board.arch() == Arch::Host;
-        let io_ms = if whole && !host { self.calibration.published.request_io_ms } else { 0.0 };
-        let batch = self.request.batch as f64;
-        Some(PipelineCost {
-            latency_ms: io_ms + latency_ms(pipeline, &slices, &edges),
-            bottleneck_ms: bottleneck_ms / batch,
-            bottleneck_chip,
-            bottleneck_slice,
-            requests_per_s: 1e3 * batch / bottleneck_ms,
-            slices,
-            edges,
-        })
-    }
-
-    /// Sum of the parts of all passes on one request's way, for fitting and for reports.
-    pub fn parts(&self, pipeline: &Pipeline) -> Option<PassCost> {
-        pipeline.slices.iter().try_fold(PassCost::default(), |sum, slice| {
-            let cost = self.slice(slice)?;
-            Some(sum.add(cost.pass.times(cost.passes as f64)))
-        })
-    }
-}
-
-/// Time each chip works on one request: its slices, and both ends of every transfer.
-fn busy_ms(pipeline: &Pipeline, slices: &[SliceCost], edges: &[EdgeCost]) -> BTreeMap<ChipId, f64> {
-    let mut busy = BTreeMap::new();
-    for (slice, cost) in pipeline.slices.iter().zip(slices) {
-        for chip in &slice.chips {
-            *busy.entry(*chip).or_default() += cost.total_ms();
-        }
-    }
-    for edge in edges.iter().filter(|edge| edge.route != Route::Local) {
-        for end in [edge.from, edge.to] {
-            for chip in &pipeline.slices[end].chips {
-                *busy.entry(*chip).or_default() += edge.transfer_ms * edge.times as f64;
-            }
-        }
-    }
-    busy
-}
-
-/// Finishing times along the graph. The expert starts when the last of its cache has come; that its first step could
-/// follow the cache layer by layer is left out, so this is an upper bound there.
-fn latency_ms(pipeline: &Pipeline, slices: &[SliceCost], edges: &[EdgeCost]) -> f64 {
-    let mut finished = vec![0.0_f64; slices.len()];
-    for (place, slice) in pipeline.slices.iter().enumerate() {
-        if slice.stage == StageKind::Expert {
-            continue;
-        }
-        let started = edges
-            .iter()
-            .filter(|edge| edge.to == place)
-            .map(|edge| finished[edge.from] + edge.transfer_ms)
-            .fold(0.0, f64::max);
-        finished[place] = started + slices[place].total_ms();
-    }
-    let cached = edges
-        .iter()
-        .filter(|edge| edge.payload == Payload::Cache)
-        .map(|edge| finished[edge.from] + edge.transfer_ms)
-        .fold(0.0, f64::max);
-    let start = finished.iter().copied().fold(cached, f64::max);
-    let denoising: f64 = pipeline.of(StageKind::Expert).map(|(place, _)| slices[place].total_ms()).sum();
-    let steps: f64 = edges
-        .iter()
-        .filter(|edge| edge.payload == Payload::Step)
-        .map(|edge| edge.transfer_ms * edge.times as f64)
-        .sum();
-    start + denoising + steps
 }

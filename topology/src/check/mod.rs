@@ -5,121 +5,19 @@
 //! (sockets only between chips that share a link), *no-deadlock* (a ring always has a free place), *dtype-on-device*,
 //! *device-on-board*, *split-fits*, *edge-holds-two*, *limits-positive*.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::ops::Range;
+mod finding;
 
-use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use finding::{Finding, Invariant, Severity};
 
 use crate::cost::{Calibration, CostModel, Route};
 use crate::deployment::{Batching, Deployment};
 use crate::placement::{
     DeviceKind, Payload, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport,
 };
-use crate::source::SourceError;
 use crate::workload::{RequestShape, slice_memory};
 use crate::{Arch, Board, ChipId, ModelSizes, StageKind, WeightDtype};
-
-/// A rule every deployment keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Invariant {
-    /// Every layer of every stage is on exactly one slice of a pipeline.
-    CoveredOnce,
-    /// Chips exist.
-    ChipOnBoard,
-    /// A chip serves one pipeline, and stands once in a slice.
-    OwnChip,
-    /// Weights, cache and activations fit the chip's memory.
-    FitsMemory,
-    /// What is to stay in L1 fits there.
-    #[serde(rename = "fits-l1")]
-    FitsL1,
-    /// Edges go over links that are there.
-    FabricCarries,
-    /// No ring can fill up.
-    NoDeadlock,
-    /// The device computes with this form of weights.
-    DtypeOnDevice,
-    /// The device exists on this board.
-    DeviceOnBoard,
-    /// The chips of a slice can share it this way.
-    SplitFits,
-    /// Every edge holds at least two requests.
-    EdgeHoldsTwo,
-    /// Limits leave room for one request.
-    LimitsPositive,
-}
-
-impl fmt::Display for Invariant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Invariant::CoveredOnce => "covered-once",
-            Invariant::ChipOnBoard => "chip-on-board",
-            Invariant::OwnChip => "own-chip",
-            Invariant::FitsMemory => "fits-memory",
-            Invariant::FitsL1 => "fits-l1",
-            Invariant::FabricCarries => "fabric-carries",
-            Invariant::NoDeadlock => "no-deadlock",
-            Invariant::DtypeOnDevice => "dtype-on-device",
-            Invariant::DeviceOnBoard => "device-on-board",
-            Invariant::SplitFits => "split-fits",
-            Invariant::EdgeHoldsTwo => "edge-holds-two",
-            Invariant::LimitsPositive => "limits-positive",
-        })
-    }
-}
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// It runs, slower than it could.
-    Warning,
-    /// It cannot run.
-    Error,
-}
-
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// The rule that is broken.
-    pub invariant: Invariant,
-    /// How bad.
-    pub severity: Severity,
-    /// Which pipeline, counted from 0 with copies written out; none when it concerns the whole file.
-    pub pipeline: Option<usize>,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub help: String,
-    /// Line in the deployment file; none for a placement that has no file.
-    pub line: Option<usize>,
-    /// Column there.
-    pub column: Option<usize>,
-    #[serde(skip)]
-    span: Range<usize>,
-    #[serde(skip)]
-    slice: Option<usize>,
-}
-
-impl Finding {
-    /// The finding as a diagnostic that shows the text of the file.
-    pub fn diagnostic(&self, deployment: &Deployment) -> Box<SourceError> {
-        deployment
-            .error_at(self.span.clone(), format!("{} ({})", self.message, self.invariant))
-            .with_help(self.help.clone())
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let (Some(line), Some(column)) = (self.line, self.column) {
-            write!(f, "{line}:{column}: ")?;
-        }
-        write!(f, "{}: {}", self.invariant, self.message)
-    }
-}
 
 /// All findings of a deployment for a policy on a board. Findings that differ only in the copy are given once.
 pub fn check_deployment(deployment: &Deployment, board: &Board, sizes: &ModelSizes) -> Vec<Finding> {
@@ -173,7 +71,8 @@ pub fn check_placement(
         for (place, slice) in pipeline.slices.iter().enumerate() {
             check.slice(number, place, slice);
         }
-        let foreign = pipeline.chips().into_iter().find(|chip| *owner.entry(*chip).or_insert(number) != number);
+        let foreign =
+            pipeline.chips().into_iter().find(|chip| *owner.entry(*chip).or_insert(number) != number);
         if let Some(chip) = foreign {
             let place = pipeline.slices.iter().position(|slice| slice.chips.contains(&chip));
             check.error(
@@ -189,28 +88,6 @@ pub fn check_placement(
         check.ring(number, pipeline);
     }
     check.findings
-}
-
-impl Finding {
-    fn error(
-        invariant: Invariant,
-        pipeline: Option<usize>,
-        slice: Option<usize>,
-        message: String,
-        help: String,
-    ) -> Self {
-        Self {
-            invariant,
-            severity: Severity::Error,
-            pipeline,
-            message,
-            help,
-            line: None,
-            column: None,
-            span: 0..0,
-            slice,
-        }
-    }
 }
 
 struct Check<'a> {
@@ -248,11 +125,23 @@ impl Check<'_> {
                 if range.start() < next {
                     let end = next.min(range.end());
                     let message = format!("{stage} layers {}..{end} are on two slices", range.start());
-                    self.error(Invariant::CoveredOnce, number, Some(place), message, format!("start this stage at {next}"));
+                    self.error(
+                        Invariant::CoveredOnce,
+                        number,
+                        Some(place),
+                        message,
+                        format!("start this stage at {next}"),
+                    );
                 }
                 if range.end() > layers {
                     let message = format!("{stage} layers {range} of a policy that has {layers}");
-                    self.error(Invariant::CoveredOnce, number, Some(place), message, format!("end this stage at {layers}"));
+                    self.error(
+                        Invariant::CoveredOnce,
+                        number,
+                        Some(place),
+                        message,
+                        format!("end this stage at {layers}"),
+                    );
                 }
                 next = next.max(range.end());
                 last = Some(place);
@@ -281,7 +170,13 @@ impl Check<'_> {
         }
         if slice.queue < QUEUE_MIN {
             let message = format!("a queue of {} makes sender and receiver take turns", slice.queue);
-            self.error(Invariant::EdgeHoldsTwo, number, place, message, format!("queue = {QUEUE_MIN} or more"));
+            self.error(
+                Invariant::EdgeHoldsTwo,
+                number,
+                place,
+                message,
+                format!("queue = {QUEUE_MIN} or more"),
+            );
         }
         self.device(number, place, slice);
         self.split(number, place, slice);
@@ -301,14 +196,23 @@ impl Check<'_> {
         }
         if slice.device == DeviceKind::Ttnn && self.board.arch() == Arch::Host {
             let message = "there is no Tenstorrent chip on board `host`".to_owned();
-            self.error(Invariant::DeviceOnBoard, number, place, message, "use device = \"host\", or name a board");
+            self.error(
+                Invariant::DeviceOnBoard,
+                number,
+                place,
+                message,
+                "use device = \"host\", or name a board",
+            );
         }
-        if slice.residence == Residence::L1 && (slice.device == DeviceKind::Host || self.board.arch() == Arch::Host) {
+        if slice.residence == Residence::L1
+            && (slice.device == DeviceKind::Host || self.board.arch() == Arch::Host)
+        {
             let message = "the host has no L1 to place weights in".to_owned();
             self.error(Invariant::FitsL1, number, place, message, "leave out `resident`");
         }
         if slice.device == DeviceKind::Host && slice.transport == Transport::Socket {
-            let message = "slices on the host hand over through memory, not through fabric sockets".to_owned();
+            let message =
+                "slices on the host hand over through memory, not through fabric sockets".to_owned();
             self.error(Invariant::FabricCarries, number, place, message, "leave out `transport`");
         }
     }
@@ -332,17 +236,26 @@ impl Check<'_> {
                 );
             }
             Split::Cameras if slice.stage != StageKind::Vision => {
-                refuse(format!("cameras cannot be dealt out in the {} stage", slice.stage), "split = \"cameras\" is for vision");
+                refuse(
+                    format!("cameras cannot be dealt out in the {} stage", slice.stage),
+                    "split = \"cameras\" is for vision",
+                );
             }
             Split::Tensor if slice.stage != StageKind::Prefix => {
-                refuse(format!("the {} stage cannot be tensor-split", slice.stage), "split = \"tensor\" is for the prefix");
+                refuse(
+                    format!("the {} stage cannot be tensor-split", slice.stage),
+                    "split = \"tensor\" is for the prefix",
+                );
             }
             Split::Tensor if slice.device == DeviceKind::Host => {
                 refuse("the host device does not tensor-split".to_owned(), "use ranges of layers");
             }
             Split::Tensor if !self.sizes.vlm.mlp.is_multiple_of(32 * count) => {
                 refuse(
-                    format!("an MLP of {} columns does not divide into tiles over {count} chips", self.sizes.vlm.mlp),
+                    format!(
+                        "an MLP of {} columns does not divide into tiles over {count} chips",
+                        self.sizes.vlm.mlp
+                    ),
                     "use 2, 4 or 8 chips",
                 );
             }
@@ -351,7 +264,8 @@ impl Check<'_> {
                     Invariant::FabricCarries,
                     number,
                     place,
-                    "the chips of a tensor split are not neighbours in one row or column, in order".to_owned(),
+                    "the chips of a tensor split are not neighbours in one row or column, in order"
+                        .to_owned(),
                     "all-reduces of a 1-D fabric need adjacent, collinear chips",
                 );
             }
@@ -361,8 +275,7 @@ impl Check<'_> {
 
     fn memory(&mut self, number: usize, pipeline: &Pipeline) {
         // Slices on the host of a Tenstorrent board use the host's memory, whose size no descriptor gives.
-        let on_chip =
-            |slice: &&Slice| self.board.arch() == Arch::Host || slice.device != DeviceKind::Host;
+        let on_chip = |slice: &&Slice| self.board.arch() == Arch::Host || slice.device != DeviceKind::Host;
         for id in pipeline.chips() {
             let Some(chip) = self.board.chip(id) else { continue };
             let here = || pipeline.slices.iter().filter(on_chip).filter(|slice| slice.chips.contains(&id));
@@ -378,11 +291,27 @@ impl Check<'_> {
             let place = pipeline.slices.iter().position(|slice| slice.chips.contains(&id));
             if needed > dram {
                 let message = format!("chip {id} needs {} of memory and has {}", gb(needed), gb(dram));
-                self.error(Invariant::FitsMemory, number, place, message, "use bfp8_b weights, fewer layers on this chip, or smaller batches and queues");
+                self.error(
+                    Invariant::FitsMemory,
+                    number,
+                    place,
+                    message,
+                    "use bfp8_b weights, fewer layers on this chip, or smaller batches and queues",
+                );
             }
             if resident > l1 && l1 > 0 {
-                let message = format!("chip {id} is to keep {} in L1 and has {} beside the buffers of its matmuls", gb(resident), gb(l1));
-                self.error(Invariant::FitsL1, number, place, message, "fewer layers on this chip, or resident = \"dram\"");
+                let message = format!(
+                    "chip {id} is to keep {} in L1 and has {} beside the buffers of its matmuls",
+                    gb(resident),
+                    gb(l1)
+                );
+                self.error(
+                    Invariant::FitsL1,
+                    number,
+                    place,
+                    message,
+                    "fewer layers on this chip, or resident = \"dram\"",
+                );
             }
         }
     }
@@ -403,8 +332,18 @@ impl Check<'_> {
             let what = payload_name(edge.payload);
             let place = format!("{what} from {} {} to {} {}", from.stage, from.layers, to.stage, to.layers);
             if from.transport == Transport::Socket {
-                let message = format!("no link carries {place}: chips {} and {} are not neighbours", chips(from), chips(to));
-                self.error(Invariant::FabricCarries, number, Some(edge.from), message, "put them on chips that share a link, or set transport = \"auto\" or \"host\"");
+                let message = format!(
+                    "no link carries {place}: chips {} and {} are not neighbours",
+                    chips(from),
+                    chips(to)
+                );
+                self.error(
+                    Invariant::FabricCarries,
+                    number,
+                    Some(edge.from),
+                    message,
+                    "put them on chips that share a link, or set transport = \"auto\" or \"host\"",
+                );
             } else {
                 let total_ms = cost.transfer_ms * cost.times as f64;
                 let message = format!("{place} goes over the host, {total_ms:.1} ms a request");
