@@ -6,24 +6,43 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::descriptor::{Descriptor, ReadError, read_text};
 use crate::placement::{DeviceKind, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport};
 use crate::source::{SourceError, line_column};
 use crate::stage::parse_range;
-use crate::workload::RequestShape;
+use crate::workload::{REQUEST_MAX, RequestShape};
 use crate::{Arch, Board, ChipId, LayerRange, ModelSizes, Preset, StageKind, WeightDtype};
 
 /// More chips, or copies, than any machine has.
 const CHIPS_MAX: u32 = 4096;
+
+/// Requests an edge can be asked to hold.
+const QUEUE_MAX: usize = 1024;
+
+/// A number in a file that is at most `MAX`, so that no sum of sizes overflows.
+fn at_most<'de, const MAX: usize, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let value = usize::deserialize(deserializer)?;
+    if value > MAX {
+        return Err(D::Error::custom(format!("{value} is too large: at most {MAX}")));
+    }
+    Ok(value)
+}
+
+/// The same for a number that may be left out.
+fn optional<'de, const MAX: usize, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    at_most::<MAX, D>(deserializer).map(Some)
+}
 
 /// How many requests are computed and held together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batching {
     /// Requests in one pass of a stage.
+    #[serde(deserialize_with = "at_most::<{ REQUEST_MAX.batch }, _>")]
     pub max_requests: usize,
     /// Requests that one pipeline works on at a time.
     pub max_in_flight: usize,
@@ -61,8 +80,11 @@ pub struct Deadlines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RequestEntry {
+    #[serde(deserialize_with = "optional::<{ REQUEST_MAX.cameras }, _>")]
     cameras: Option<usize>,
+    #[serde(deserialize_with = "optional::<{ REQUEST_MAX.prompt_tokens }, _>")]
     prompt_tokens: Option<usize>,
+    #[serde(deserialize_with = "optional::<{ REQUEST_MAX.steps }, _>")]
     steps: Option<usize>,
 }
 
@@ -101,6 +123,7 @@ struct PipelineEntry {
     weights: Option<WeightDtype>,
     device: Option<DeviceKind>,
     transport: Option<Transport>,
+    #[serde(default, deserialize_with = "optional::<QUEUE_MAX, _>")]
     queue: Option<usize>,
     resident: Option<Residence>,
     #[serde(default)]
@@ -127,6 +150,7 @@ struct StageEntry {
     weights: Option<WeightDtype>,
     device: Option<DeviceKind>,
     transport: Option<Transport>,
+    #[serde(default, deserialize_with = "optional::<QUEUE_MAX, _>")]
     queue: Option<usize>,
     resident: Option<Residence>,
 }

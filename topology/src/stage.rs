@@ -32,6 +32,9 @@ impl fmt::Display for StageKind {
     }
 }
 
+/// More layers than any model has; larger numbers in a file are a slip.
+const LAYERS_MAX: u32 = 4096;
+
 /// A non-empty run of consecutive layers `[start, end)` of one stage, written `start..end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -115,7 +118,9 @@ impl FromStr for LayerRange {
     type Err = LayerRangeError;
 
     fn from_str(text: &str) -> Result<Self, LayerRangeError> {
-        let (start, end) = parse_range(text).ok_or_else(|| LayerRangeError::Form(text.to_owned()))?;
+        let (start, end) = parse_range(text)
+            .filter(|(_, end)| *end <= LAYERS_MAX)
+            .ok_or_else(|| LayerRangeError::Form(text.to_owned()))?;
         Ok(LayerRange::new(start as usize, end as usize)?)
     }
 }

@@ -21,7 +21,40 @@ pub struct RequestShape {
     pub batch: usize,
 }
 
+/// Largest request that is reckoned with; keeps every product far inside 64 bits.
+pub const REQUEST_MAX: RequestShape =
+    RequestShape { cameras: 64, prompt_tokens: 65_536, steps: 10_000, batch: 1024 };
+
+/// A request beyond [`REQUEST_MAX`], or for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} is {value}: expected {least} to {most}")]
+pub struct RequestOutOfRange {
+    name: &'static str,
+    value: usize,
+    least: usize,
+    most: usize,
+}
+
 impl RequestShape {
+    /// Whether the request asks for something, and not for too much.
+    ///
+    /// # Errors
+    /// Names the first number that is out of range.
+    pub fn validate(&self) -> Result<(), RequestOutOfRange> {
+        let max = REQUEST_MAX;
+        for (name, value, least, most) in [
+            ("cameras", self.cameras, 1, max.cameras),
+            ("prompt_tokens", self.prompt_tokens, 0, max.prompt_tokens),
+            ("steps", self.steps, 1, max.steps),
+            ("batch", self.batch, 1, max.batch),
+        ] {
+            if value < least || value > most {
+                return Err(RequestOutOfRange { name, value, least, most });
+            }
+        }
+        Ok(())
+    }
+
     /// What the base policy is asked for: three cameras, a full instruction, its own number of steps, one request.
     pub fn of(sizes: &ModelSizes) -> Self {
         Self { cameras: 3, prompt_tokens: sizes.prompt_tokens, steps: sizes.steps, batch: 1 }

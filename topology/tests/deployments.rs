@@ -78,6 +78,7 @@ fn wrong_text_is_pointed_at_with_advice() {
         (format!("{head}chips = \"3..1\"\n"), 4, 9, "no range of chips"),
         (format!("{head}chips = []\n"), 4, 9, "no chip is named"),
         (head.to_owned(), 3, 1, "has no chips"),
+        (format!("{head}chips = [0]\nqueue = 999999999999\n"), 5, 9, "at most 1024"),
         (format!("{head}chips = [0]\nweights = \"int4\"\n"), 5, 11, "unknown variant `int4`"),
         (
             format!("{head}[[pipeline.stage]]\nkind = \"vision\"\nchips = [0]\nlayers = \"9..3\"\n"),

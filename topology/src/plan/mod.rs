@@ -168,8 +168,10 @@ pub struct NoPlan {
 /// Plans a deployment. The same request always gives the same plan.
 ///
 /// # Errors
-/// When no placement keeps the rules, with the first rule that the simplest one breaks.
+/// When the request is out of range, or no placement keeps the rules, with the first rule that the simplest one breaks.
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, NoPlan> {
+    let shape = RequestShape { batch: request.batch_max.max(1), ..request.request };
+    shape.validate().map_err(|out| NoPlan { board: request.board.name.clone(), reason: out.to_string() })?;
     let mut points = Vec::new();
     let chains = request.board.chains();
     for batch in batches(request.batch_max) {

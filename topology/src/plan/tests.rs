@@ -111,6 +111,11 @@ fn a_policy_that_fits_nowhere_is_refused_in_one_sentence() {
     sizes.vlm.mlp *= 40;
     let refused = plan(&PlanRequest::new(&board, &sizes, Goal::Latency, &calibration)).unwrap_err();
     assert!(refused.to_string().contains("of memory"), "{refused}");
+
+    let sizes = ModelSizes::base(Variant::Pi0);
+    let mut request = PlanRequest::new(&board, &sizes, Goal::Latency, &calibration);
+    request.request.cameras = usize::MAX;
+    assert!(plan(&request).unwrap_err().to_string().contains("cameras is"));
 }
 
 #[test]
