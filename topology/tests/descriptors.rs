@@ -282,6 +282,14 @@ fn a_broken_mesh_graph_is_refused_with_its_line() {
                  top_level_instance { graph { graph_descriptor: \"A\" } }";
     let error = MeshGraph::parse("cycle", cycle).unwrap_err();
     assert!(error.message.contains("contains itself") && error.line == 2, "{error}");
+
+    let mut bomb = String::from("top_level_instance { graph { graph_descriptor: \"G0\" } }\n");
+    for level in 0..60 {
+        let below = format!("instances {{ graph {{ graph_descriptor: \"G{}\" }} }}", level + 1);
+        let _ = writeln!(bomb, "graph_descriptors {{ name: \"G{level}\" {below} {below} }}");
+    }
+    bomb += "graph_descriptors { name: \"G60\" }";
+    assert!(MeshGraph::parse("bomb", &bomb).unwrap_err().message.contains("more than 512"));
 }
 
 proptest! {

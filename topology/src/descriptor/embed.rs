@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tries before giving up; real boards take a few hundred.
-const TRIES_MAX: usize = 200_000;
+const TRIES_MAX: usize = 50_000;
 
 /// Places every chip of a graph in a `rows × cols` mesh so that mesh neighbours are linked.
 ///

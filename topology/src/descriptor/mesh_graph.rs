@@ -2,6 +2,7 @@
 //!
 //! Schema: tt-metal `tt_metal/fabric/protobuf/mesh_graph_descriptor.proto`.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -12,6 +13,9 @@ use crate::{Arch, Board, ChipId, ChipSpec};
 
 /// More chips than any public machine has.
 const CHIPS_MAX: u32 = 4096;
+
+/// More meshes and graphs than any public machine has; graphs may name each other many times over.
+const NODES_MAX: usize = 512;
 
 /// Number of a mesh in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +75,7 @@ impl MeshGraph {
     /// described, graphs that contain each other, dimensions that are missing or beyond any machine.
     pub fn parse(name: &str, text: &str) -> Result<Self, Box<SourceError>> {
         let root = textproto::parse(name, text)?;
-        Reader { name, text, root: &root }.graph()
+        Reader { name, text, root: &root, nodes: Cell::new(0) }.graph()
     }
 
     /// Number of hosts over all meshes.
@@ -149,6 +153,8 @@ struct Reader<'a> {
     name: &'a str,
     text: &'a str,
     root: &'a Message,
+    /// Meshes and graphs followed so far.
+    nodes: Cell<usize>,
 }
 
 impl<'a> Reader<'a> {
@@ -191,6 +197,10 @@ impl<'a> Reader<'a> {
         above: &mut Vec<&'a str>,
         found: &mut MeshGraph,
     ) -> Result<(), Box<SourceError>> {
+        self.nodes.set(self.nodes.get() + 1);
+        if self.nodes.get() > NODES_MAX {
+            return Err(self.error(span, format!("more than {NODES_MAX} meshes and graphs")));
+        }
         if let Some((field, mesh)) = node.messages("mesh").next() {
             let name = self.text_of(mesh, "mesh_descriptor", &field.span)?;
             let Some(descriptor) = templates.get(name) else {
@@ -215,9 +225,6 @@ impl<'a> Reader<'a> {
         above.push(name);
         let first = found.meshes.len();
         for (instance, message) in descriptor.messages("instances") {
-            if found.meshes.len() as u32 > CHIPS_MAX {
-                return Err(self.error(&instance.span, format!("more than {CHIPS_MAX} meshes")));
-            }
             self.node(message, &instance.span, templates, above, found)?;
         }
         above.pop();

@@ -14,13 +14,15 @@ fn every_board_plans_both_policies_and_the_plan_keeps_the_rules() {
     for preset in Preset::ALL {
         for variant in [Variant::Pi0, Variant::Pi05] {
             for goal in [Goal::Latency, Goal::Throughput] {
-                let plan = planned(preset, variant, goal);
+                let tensor_split = goal == Goal::Latency && variant == Variant::Pi05;
+                let (board, sizes) = (preset.board(), ModelSizes::base(variant));
+                let request = PlanRequest::new(&board, &sizes, goal, Calibration::shipped());
+                let plan = plan(&PlanRequest { tensor_split, ..request }).unwrap();
                 let text = plan.deployment_toml("checkpoint");
                 let deployment = Deployment::parse("d.toml", &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-                let sizes = ModelSizes::base(variant);
-                let findings = check_deployment(&deployment, &preset.board(), &sizes);
+                let findings = check_deployment(&deployment, &board, &sizes);
                 assert!(findings.is_empty(), "{preset} {variant} {goal:?}: {findings:#?}\n{text}");
-                let located = deployment.placement(&sizes, preset.board().arch());
+                let located = deployment.placement(&sizes, board.arch());
                 let mut written = located.placement;
                 written.pipelines.sort_by_key(Pipeline::chips);
                 let mut chosen = plan.chosen.placement.clone();
