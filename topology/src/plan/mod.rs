@@ -155,6 +155,27 @@ pub struct Plan {
     pub meets_goal: bool,
 }
 
+impl Plan {
+    /// One sentence about why a deadline goal is not met; none when it is.
+    pub fn shortfall(&self) -> Option<String> {
+        let Goal::Slo { slo_ms, robots, replan_ms } = self.goal else { return None };
+        if self.meets_goal {
+            return None;
+        }
+        let fastest_ms = self.front.first()?.latency_ms;
+        let in_time = self.front.iter().rfind(|point| point.latency_ms <= slo_ms);
+        Some(match in_time {
+            None => format!("the fastest placement takes {fastest_ms:.1} ms of the {slo_ms} ms allowed"),
+            Some(point) => format!(
+                "{robots} robots need {:.1} requests/s, and within {slo_ms} ms there are {:.1} at {:.0} % load",
+                robots as f64 * 1e3 / replan_ms,
+                point.requests_per_s * LOAD_MAX,
+                100.0 * LOAD_MAX
+            ),
+        })
+    }
+}
+
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{board} cannot run this policy: {reason}")]

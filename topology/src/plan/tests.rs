@@ -102,8 +102,13 @@ fn a_deadline_takes_as_few_chips_as_will_do_and_says_when_none_will() {
     assert!(few.meets_goal && many.meets_goal);
     assert!(few.chosen.chips() < many.chosen.chips());
     assert!(many.chosen.requests_per_s * LOAD_MAX >= 128.0 && many.chosen.latency_ms <= 80.0);
-    assert!(!planned(Preset::P150a, Variant::Pi05, goal(64, 80.0)).meets_goal);
-    assert!(!planned(Preset::GalaxyBh, Variant::Pi05, goal(1, 1.0)).meets_goal);
+    assert!(few.shortfall().is_none());
+    let too_many = planned(Preset::P150a, Variant::Pi05, goal(64, 80.0));
+    assert!(
+        !too_many.meets_goal && too_many.shortfall().unwrap().contains("64 robots need 128.0 requests/s")
+    );
+    let too_fast = planned(Preset::GalaxyBh, Variant::Pi05, goal(1, 1.0));
+    assert!(!too_fast.meets_goal && too_fast.shortfall().unwrap().contains("of the 1 ms allowed"));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! `docs/topology.md` is its reference. Reading a file finds what is wrong with the text itself; what is wrong with the
 //! placement, given a board and a policy, is [`check`](crate::check)'s to find.
 
+mod chips;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -10,15 +12,13 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
+use chips::{Chips, Copies};
+
 use crate::descriptor::{Descriptor, ReadError, read_text};
 use crate::placement::{DeviceKind, Pipeline, Placement, QUEUE_MIN, Residence, Slice, Split, Transport};
 use crate::source::{SourceError, line_column};
-use crate::stage::parse_range;
 use crate::workload::{REQUEST_MAX, RequestShape};
 use crate::{Arch, Board, ChipId, LayerRange, ModelSizes, Preset, StageKind, WeightDtype};
-
-/// More chips, or copies, than any machine has.
-const CHIPS_MAX: u32 = 4096;
 
 /// Requests an edge can be asked to hold.
 const QUEUE_MAX: usize = 1024;
@@ -163,49 +163,6 @@ impl StageEntry {
             transport: self.transport,
             queue: self.queue,
             resident: self.resident,
-        }
-    }
-}
-
-/// `[0, 1]` or `"0..2"`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "expected chips as [0, 1, 2] or as \"0..3\"")]
-enum Chips {
-    List(Vec<u32>),
-    Range(String),
-}
-
-impl Chips {
-    fn list(&self) -> Result<Vec<u32>, String> {
-        match self {
-            Chips::List(list) if list.is_empty() => Err("no chip is named".to_owned()),
-            Chips::List(list) => Ok(list.clone()),
-            Chips::Range(text) => match parse_range(text) {
-                Some((start, end)) if start < end && end <= CHIPS_MAX => Ok((start..end).collect()),
-                _ => Err(format!("`{text}` is no range of chips")),
-            },
-        }
-    }
-}
-
-/// `[[0, 1], [2, 3]]`, or `"0..32"` for one chip each.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "expected copies as [[0, 1], [2, 3]] or as \"0..32\"")]
-enum Copies {
-    Lists(Vec<Chips>),
-    Range(String),
-}
-
-impl Copies {
-    fn lists(&self) -> Result<Vec<Vec<u32>>, String> {
-        match self {
-            Copies::Lists(lists) if lists.is_empty() || lists.len() > CHIPS_MAX as usize => {
-                Err(format!("{} copies", lists.len()))
-            }
-            Copies::Lists(lists) => lists.iter().map(Chips::list).collect(),
-            Copies::Range(text) => {
-                Ok(Chips::Range(text.clone()).list()?.into_iter().map(|chip| vec![chip]).collect())
-            }
         }
     }
 }
