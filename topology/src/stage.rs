@@ -1,6 +1,7 @@
 //! The three stages of a policy, and the ranges of layers they are cut into.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +32,12 @@ impl fmt::Display for StageKind {
     }
 }
 
-/// A non-empty run of consecutive layers `[start, end)` of one stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// More layers than any model has; larger numbers in a file are a slip.
+const LAYERS_MAX: u32 = 4096;
+
+/// A non-empty run of consecutive layers `[start, end)` of one stage, written `start..end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct LayerRange {
     start: usize,
     end: usize,
@@ -92,6 +97,48 @@ impl fmt::Display for LayerRange {
     }
 }
 
+impl From<LayerRange> for String {
+    fn from(range: LayerRange) -> String {
+        range.to_string()
+    }
+}
+
+/// A text that is no range of layers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayerRangeError {
+    /// Not of the form `start..end`.
+    #[error("`{0}` is no range of layers: write it as \"0..9\", where 9 is one past the last layer")]
+    Form(String),
+    /// A range without layers.
+    #[error(transparent)]
+    Empty(#[from] EmptyLayerRange),
+}
+
+impl FromStr for LayerRange {
+    type Err = LayerRangeError;
+
+    fn from_str(text: &str) -> Result<Self, LayerRangeError> {
+        let (start, end) = parse_range(text)
+            .filter(|(_, end)| *end <= LAYERS_MAX)
+            .ok_or_else(|| LayerRangeError::Form(text.to_owned()))?;
+        Ok(LayerRange::new(start as usize, end as usize)?)
+    }
+}
+
+impl TryFrom<String> for LayerRange {
+    type Error = LayerRangeError;
+
+    fn try_from(text: String) -> Result<Self, LayerRangeError> {
+        text.parse()
+    }
+}
+
+/// The two numbers of `start..end`.
+pub(crate) fn parse_range(text: &str) -> Option<(u32, u32)> {
+    let (start, end) = text.split_once("..")?;
+    Some((start.trim().parse().ok()?, end.trim().parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +150,7 @@ mod tests {
         let range = LayerRange::new(3, 5).unwrap();
         assert_eq!((range.len(), range.to_string().as_str()), (2, "3..5"));
         assert!(range.contains(4) && !range.contains(5));
+        assert_eq!("3..5".parse(), Ok(range));
+        assert!("3-5".parse::<LayerRange>().is_err() && "5..3".parse::<LayerRange>().is_err());
     }
 }
