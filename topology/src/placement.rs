@@ -54,7 +54,7 @@ pub enum Transport {
 }
 
 /// A run of layers of one stage on the chips that hold it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Slice {
     /// Stage.
     pub stage: StageKind,
@@ -126,7 +126,7 @@ pub struct Edge {
 }
 
 /// One whole policy.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Pipeline {
     /// Slices in the order an observation meets them: by stage, then by layer.
     pub slices: Vec<Slice>,
@@ -187,7 +187,7 @@ impl Pipeline {
 }
 
 /// Everything a deployment runs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Placement {
     /// Pipelines side by side.
     pub pipelines: Vec<Pipeline>,

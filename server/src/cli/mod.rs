@@ -1,12 +1,17 @@
 //! One file per subcommand, and what they share: how a checkpoint is named, how tables and progress are shown.
 
+mod boards;
+mod check;
 mod demo;
 mod infer;
 mod inspect;
 mod output;
+mod plan;
+mod policy_sizes;
 mod progress;
 mod synth;
 mod table;
+mod topology;
 mod verify;
 
 use std::num::NonZeroUsize;
@@ -32,6 +37,10 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Synth(synth::Synth),
+    Boards(boards::Boards),
+    Topology(topology::Topology),
+    Plan(plan::PlanCommand),
+    Check(check::Check),
 }
 
 impl Cli {
@@ -42,6 +51,10 @@ impl Cli {
             Command::Inspect(command) => command.run(),
             Command::Verify(command) => command.run(),
             Command::Synth(command) => command.run(),
+            Command::Boards(command) => command.run(),
+            Command::Topology(command) => command.run(),
+            Command::Plan(command) => command.run(),
+            Command::Check(command) => command.run(),
         }
     }
 }
