@@ -21,7 +21,7 @@ fn stages(criterion: &mut Criterion) {
                 bench.iter(|| policy.read(&inputs, &images));
             });
             group.bench_function(format!("denoise {dtype}"), |bench| {
-                bench.iter(|| policy.denoise(std::slice::from_ref(&sample), &mut caches.clone()));
+                bench.iter(|| policy.denoise(std::slice::from_ref(&sample), caches.clone()));
             });
         }
     }

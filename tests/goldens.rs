@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use tensact_runtime::Tensor;
 use tensact_runtime::device::host::{ComputeDtype, VisionSlice};
-use tensact_runtime::model::flow::{Guidance, WeightSchedule};
+use tensact_runtime::model::flow::{Guidance, Steps, WeightSchedule};
 use tensact_runtime::policy::{Cuts, Policy, Sample};
 use tensact_runtime::tensor_file::TensorFile;
 use tensact_runtime::verify::{Closeness, Report, verify};
@@ -127,6 +127,64 @@ fn the_members_of_a_batch_change_no_bit() {
             assert_eq!(&alone[0], expected, "{policy} alone");
         }
     }
+}
+
+#[test]
+fn every_member_of_a_mixed_batch_is_what_it_is_alone() {
+    for policy in POLICIES {
+        let checkpoint = checkpoint(policy, "model.safetensors");
+        let mut samples = inputs(&checkpoint, &open(policy, "golden.safetensors")).samples;
+        samples.push(samples[1].clone());
+        samples[0].steps = Steps::new(3).unwrap();
+        samples[1].guidance = Some(Guidance {
+            previous: Tensor::zeros([5, 8]),
+            delay: 1,
+            execution_horizon: 4,
+            schedule: WeightSchedule::Exp,
+            max_weight: 10.0,
+        });
+        samples[2].steps = Steps::new(7).unwrap();
+        samples[2].input.tokens.truncate(4);
+        for image in samples[2].input.images.iter_mut().flatten() {
+            *image =
+                Tensor::new([3, 84, 84], image.data().iter().cycle().take(3 * 84 * 84).copied().collect())
+                    .unwrap();
+        }
+        let device = device(2, ComputeDtype::Bf16);
+        let loaded = Policy::load(&device, &checkpoint, &Cuts::none(checkpoint.sizes())).unwrap();
+        let together = loaded.infer(&samples).unwrap().0;
+        for (sample, expected) in samples.iter().zip(&together) {
+            assert_eq!(&loaded.infer(std::slice::from_ref(sample)).unwrap().0[0], expected, "{policy}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_belong_to_the_policy_is_refused() {
+    let checkpoint = checkpoint("tiny_pi0", "model.safetensors");
+    let device = device(1, ComputeDtype::F32);
+    let mut other = *checkpoint.sizes();
+    other.expert.layers = 2;
+    assert!(Policy::load(&device, &checkpoint, &Cuts::none(&other)).is_err());
+    let loaded = Policy::load(&device, &checkpoint, &Cuts::none(checkpoint.sizes())).unwrap();
+    let samples = inputs(&checkpoint, &open("tiny_pi0", "golden.safetensors")).samples;
+    let spoil = |change: &dyn Fn(&mut [Sample])| {
+        let mut samples = samples.clone();
+        change(&mut samples);
+        loaded.infer(&samples).unwrap_err().to_string()
+    };
+    // One value more here and one less there must not shift a state into a neighbour's.
+    let states = spoil(&|samples| {
+        let moved = samples[1].input.state.pop().unwrap();
+        samples[0].input.state.push(moved);
+    });
+    assert!(states.contains("a state of shape [8], found [9]"), "{states}");
+    let noise = spoil(&|samples| samples[1].noise = Tensor::zeros([10, 7]));
+    assert!(noise.contains("actions of shape [10, 8], found [10, 7]"), "{noise}");
+    let token = spoil(&|samples| samples[0].input.tokens[0] = 512);
+    assert!(token.contains("token 512 is not in the table of 512"), "{token}");
+    let image = spoil(&|samples| samples[0].input.images[0] = Some(Tensor::zeros([3, 50, 50])));
+    assert!(image.contains("S a multiple of 14, at least 56"), "{image}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
+use tensact_runtime::checkpoint::synth::{SynthDtype, SynthSize, write};
 use tensact_runtime::device::host::{ComputeDtype, PrefixInput};
 use tensact_runtime::model::ModelInput;
 use tensact_runtime::model::flow::{Step, Steps, noise};
@@ -12,6 +13,7 @@ use tensact_runtime::policy::{Cuts, Policy, RequestCache, Sample};
 use tensact_runtime::verify::Closeness;
 use tensact_tests::plain::{Plain, Rows, plain};
 use tensact_tests::{checkpoint, device};
+use tensact_topology::Variant;
 
 const POLICIES: [&str; 2] = ["tiny_pi0", "tiny_pi05"];
 const TOLERANCE: f64 = 3e-5;
@@ -80,12 +82,28 @@ proptest! {
 }
 
 #[test]
+fn keys_shared_by_groups_of_heads_find_their_group() {
+    for variant in [Variant::Pi0, Variant::Pi05] {
+        let mut sizes = SynthSize::Tiny.sizes(variant);
+        (sizes.vlm.kv_heads, sizes.expert.kv_heads, sizes.expert.heads) = (2, 2, 4);
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &sizes, 5, SynthDtype::F32, &|_, _| ()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!((checkpoint.sizes().vlm.kv_heads, checkpoint.sizes().expert.heads), (2, 4));
+        let case = Case::new(&checkpoint, [true, false, true], 7, 3, 4);
+        let actions = &case.policy.infer(std::slice::from_ref(&case.sample)).unwrap().0[0];
+        let error = error(actions.data(), flat(&case.plain.actions));
+        assert!(error < TOLERANCE, "{variant}: {error:e}");
+    }
+}
+
+#[test]
 fn the_vlms_last_block_needs_only_keys_and_values() {
     for policy in POLICIES {
         let case = Case::new(&checkpoint(policy, "model.safetensors"), [true, false, true], 9, 1, 1);
         let images = case.policy.see(&[&case.sample.input]).unwrap();
         let parts = PrefixInput { images: &images[0], tokens: &case.sample.input.tokens };
-        let slice = &case.policy.prefix[0];
+        let slice = &case.policy.prefix_slices()[0];
         let mut layers = Vec::new();
         let output =
             slice.run(slice.embed(&[parts]).unwrap(), &mut |layer, entries| layers.push((layer, entries)));

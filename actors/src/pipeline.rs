@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tensact_runtime::checkpoint::Checkpoint;
-use tensact_runtime::device::SliceError;
 use tensact_runtime::device::host::{ComputeDtype, HostDevice, NoThreads};
 use tensact_runtime::model::flow::{BadSteps, Guidance, Steps, noise};
 use tensact_runtime::observation::Observation;
-use tensact_runtime::policy::{Cuts, Policy, Sample};
+use tensact_runtime::policy::{Cuts, Policy, PolicyError, Sample};
 use tensact_runtime::preprocess::profile::ProfileError;
 use tensact_runtime::preprocess::statistics::{Source, StatisticsError, is_buffer};
 use tensact_runtime::preprocess::tokenizer::TokenizerError;
@@ -69,9 +68,9 @@ pub enum LoadError {
     /// The checkpoint's own number of steps cannot be.
     #[error("the checkpoint's num_inference_steps: {0}")]
     Steps(#[from] BadSteps),
-    /// The slices do not fit the checkpoint.
+    /// The policy cannot be loaded.
     #[error(transparent)]
-    Slice(#[from] SliceError),
+    Policy(#[from] PolicyError),
 }
 
 /// A loaded policy for one kind of robot. Stages run one after the other on the host.
@@ -133,10 +132,16 @@ impl Pipeline {
             Start::Seed(seed) => noise(self.policy.sizes(), *seed),
             Start::Noise(noise) => noise.clone(),
         };
+        if let Some(index) = noise.data().iter().position(|value| !value.is_finite()) {
+            return Err(InferError::Noise { index, value: noise.data()[index] });
+        }
         let steps = request.steps.unwrap_or(self.steps);
         let sample = Sample { input: prepared.input, noise, steps, guidance };
         let preprocess = clock.elapsed();
         let (actions, times) = self.policy.infer(std::slice::from_ref(&sample))?;
+        if actions[0].data().iter().any(|action| !action.is_finite()) {
+            return Err(InferError::NotFinite);
+        }
         let actions = self.preprocessor.robot_actions(&actions[0], &observation.state)?;
         Ok(ActionChunk {
             actions,
@@ -154,6 +159,9 @@ impl Pipeline {
     /// Guidance in the model's units.
     fn guidance(&self, chunking: &Chunking, state: &[f32]) -> Result<Guidance, InferError> {
         let previous = self.preprocessor.normalise_actions(&chunking.previous, state);
+        if !(chunking.max_weight > 0.0 && chunking.max_weight.is_finite()) {
+            return Err(InferError::MaxWeight(chunking.max_weight));
+        }
         Ok(Guidance {
             previous: previous.map_err(InferError::Previous)?,
             delay: chunking.delay,

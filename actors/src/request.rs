@@ -85,6 +85,22 @@ pub enum InferError {
     /// The actions cannot be given in the robot's units.
     #[error(transparent)]
     Actions(#[from] ActionsError),
+    /// The caller's noise holds a value that is not a number.
+    #[error("value {index} of the noise is {value}: expected finite numbers")]
+    Noise {
+        /// Its place in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The guidance weight cannot be.
+    #[error("the largest guidance weight is {0}: expected a finite number above zero")]
+    MaxWeight(f32),
+    /// The model's actions are not numbers: no robot should get them.
+    #[error(
+        "the policy gave actions that are not finite numbers: check its weights and statistics with `tensact verify`"
+    )]
+    NotFinite,
     /// The caller's noise does not fit the policy.
     #[error(transparent)]
     Model(#[from] SliceError),

@@ -8,10 +8,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tensact_topology::Variant;
 
+use crate::model::flow::Steps;
+
 /// Longest configuration file that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Largest value that a size in a configuration file may have.
-const MAX_SIZE: usize = 1 << 20;
+/// Most actions of a chunk; published policies have 50. Work grows with the square.
+const MAX_HORIZON: usize = 1024;
+/// Most instruction tokens; published policies take 200.
+const MAX_PROMPT_TOKENS: usize = 4096;
+/// Longest side of the model's images, in pixels; published policies take 224.
+const MAX_IMAGE: usize = 1024;
+/// Most state or action values, and most heads.
+const MAX_WIDTH: usize = 8192;
 /// The cameras of openpi's policies, in the order of the prefix.
 const OPENPI_CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
 
@@ -80,8 +88,10 @@ pub struct PolicyConfig {
 pub struct HeadCounts {
     /// Vision tower.
     pub vision: usize,
-    /// Query heads of VLM and expert.
+    /// Query heads of the VLM.
     pub query: usize,
+    /// Query heads of the expert.
+    pub expert_query: usize,
     /// Key and value heads of VLM and expert, where the file says it.
     pub key_value: Option<usize>,
 }
@@ -109,6 +119,8 @@ struct ConfigFile {
 pub(crate) struct DimsFile {
     pub(crate) vis: VisionDims,
     pub(crate) vlm: DecoderDims,
+    /// The expert, where it differs from the VLM.
+    pub(crate) exp: Option<DecoderDims>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -130,7 +142,7 @@ impl PolicyConfig {
     pub fn read(folder: &Path) -> Result<Self, ConfigError> {
         let path = folder.join("config.json");
         let file: ConfigFile = parse(&path)?;
-        let size = |key, value| bounded(&path, key, value);
+        let size = |key, value, most| bounded(&path, key, value, most);
         let horizon = match (file.action_horizon, file.chunk_size) {
             (Some(horizon), _) | (None, Some(horizon)) => horizon,
             (None, None) => {
@@ -146,11 +158,11 @@ impl PolicyConfig {
         let steps = file.num_inference_steps.unwrap_or(10);
         Ok(Self {
             variant: claimed_variant(&path, file.kind.as_deref())?,
-            horizon: bounded(&path, "action_horizon", Some(horizon))?.unwrap_or(horizon),
-            action_dim: size("action_dim", file.action_dim.or(file.max_action_dim))?,
-            state_dim: size("max_state_dim", file.max_state_dim)?,
-            prompt_tokens: size("tokenizer_max_length", file.tokenizer_max_length)?,
-            steps: bounded(&path, "num_inference_steps", Some(steps))?.unwrap_or(steps),
+            horizon: size("action_horizon", Some(horizon), MAX_HORIZON)?.unwrap_or(horizon),
+            action_dim: size("action_dim", file.action_dim.or(file.max_action_dim), MAX_WIDTH)?,
+            state_dim: size("max_state_dim", file.max_state_dim, MAX_WIDTH)?,
+            prompt_tokens: size("tokenizer_max_length", file.tokenizer_max_length, MAX_PROMPT_TOKENS)?,
+            steps: size("num_inference_steps", Some(steps), Steps::MAX)?.unwrap_or(steps),
             image: image_side(&path, file.image_resolution)?,
             cameras: cameras(file.input_features.as_ref()),
             heads,
@@ -162,19 +174,22 @@ impl PolicyConfig {
     fn heads(folder: &Path) -> Result<HeadCounts, ConfigError> {
         let path = folder.join("dims.json");
         if !path.exists() {
-            return Ok(HeadCounts { vision: 16, query: 8, key_value: None });
+            return Ok(HeadCounts { vision: 16, query: 8, expert_query: 8, key_value: None });
         }
         let dims: DimsFile = parse(&path)?;
+        let expert_query = dims.exp.map_or(dims.vlm.num_heads, |expert| expert.num_heads);
         for (key, value) in [
             ("vis.num_attention_heads", dims.vis.num_attention_heads),
             ("vlm.num_heads", dims.vlm.num_heads),
             ("vlm.num_kv_heads", dims.vlm.num_kv_heads),
+            ("exp.num_heads", expert_query),
         ] {
-            bounded(&path, key, Some(value))?;
+            bounded(&path, key, Some(value), MAX_WIDTH)?;
         }
         Ok(HeadCounts {
             vision: dims.vis.num_attention_heads,
             query: dims.vlm.num_heads,
+            expert_query,
             key_value: Some(dims.vlm.num_kv_heads),
         })
     }
@@ -200,10 +215,15 @@ fn value_error(path: &Path, key: &'static str, value: &str, expected: &str) -> C
 }
 
 /// Refuses sizes of zero and sizes that no policy has.
-fn bounded(path: &Path, key: &'static str, value: Option<usize>) -> Result<Option<usize>, ConfigError> {
+fn bounded(
+    path: &Path,
+    key: &'static str,
+    value: Option<usize>,
+    most: usize,
+) -> Result<Option<usize>, ConfigError> {
     match value {
-        Some(size) if size == 0 || size > MAX_SIZE => {
-            Err(value_error(path, key, &size.to_string(), &format!("1 to {MAX_SIZE}")))
+        Some(size) if size == 0 || size > most => {
+            Err(value_error(path, key, &size.to_string(), &format!("1 to {most}")))
         }
         value => Ok(value),
     }
@@ -221,12 +241,12 @@ fn claimed_variant(path: &Path, kind: Option<&str>) -> Result<Option<Variant>, C
 fn image_side(path: &Path, resolution: Option<(usize, usize)>) -> Result<Option<usize>, ConfigError> {
     match resolution {
         None => Ok(None),
-        Some((height, width)) if height == width && (1..=4096).contains(&height) => Ok(Some(height)),
+        Some((height, width)) if height == width && (1..=MAX_IMAGE).contains(&height) => Ok(Some(height)),
         Some((height, width)) => Err(value_error(
             path,
             "image_resolution",
             &format!("[{height}, {width}]"),
-            "a square of at most 4096 pixels a side",
+            &format!("a square of at most {MAX_IMAGE} pixels a side"),
         )),
     }
 }
@@ -279,7 +299,7 @@ mod tests {
         .unwrap();
         assert_eq!((config.horizon, config.action_dim, config.variant), (10, Some(32), None));
         assert_eq!(config.cameras, OPENPI_CAMERAS);
-        assert_eq!(config.heads, HeadCounts { vision: 16, query: 8, key_value: None });
+        assert_eq!(config.heads, HeadCounts { vision: 16, query: 8, expert_query: 8, key_value: None });
     }
 
     #[test]
@@ -306,6 +326,8 @@ mod tests {
             (r#"{"chunk_size": 5, "image_resolution": [224, 256]}"#, "image_resolution"),
             (r#"{"chunk_size": 5, "min_period": -1}"#, "min_period"),
             (r#"{"chunk_size": 5, "num_inference_steps": 0}"#, "num_inference_steps"),
+            (r#"{"chunk_size": 5, "num_inference_steps": 5000}"#, "num_inference_steps"),
+            (r#"{"chunk_size": 5, "tokenizer_max_length": 1048576}"#, "tokenizer_max_length"),
         ] {
             let message = read(config, None).unwrap_err().to_string();
             assert!(message.contains("config.json") && message.contains(key), "{config}: {message}");

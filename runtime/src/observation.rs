@@ -92,6 +92,14 @@ pub enum ImageError {
         /// Length of the file.
         bytes: usize,
     },
+    /// The file is no image that can be used.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: Box<ImageError>,
+    },
     /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
@@ -158,6 +166,7 @@ impl Image {
         let bytes =
             std::fs::read(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
         Self::decode(&bytes)
+            .map_err(|error| ImageError::File { path: path.to_owned(), error: Box::new(error) })
     }
 
     /// Rows, in pixels.

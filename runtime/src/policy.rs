@@ -80,6 +80,17 @@ impl Cuts {
     }
 }
 
+/// A policy could not be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The cuts are those of other sizes.
+    #[error(transparent)]
+    Cuts(#[from] NotCovered),
+    /// A slice could not be loaded.
+    #[error(transparent)]
+    Slice(#[from] SliceError),
+}
+
 /// One observation and what to start its integration from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
@@ -110,12 +121,9 @@ pub type RequestCache = Vec<KvCache>;
 /// The slices of all stages, loaded.
 pub struct Policy {
     sizes: ModelSizes,
-    /// Slices of the vision tower, in order.
-    pub vision: Vec<VisionSlice>,
-    /// Slices of the VLM, in order.
-    pub prefix: Vec<PrefixSlice>,
-    /// Slices of the action expert, in order.
-    pub expert: Vec<ExpertSlice>,
+    pub(crate) vision: Vec<VisionSlice>,
+    pub(crate) prefix: Vec<PrefixSlice>,
+    pub(crate) expert: Vec<ExpertSlice>,
 }
 
 impl Policy {
@@ -123,7 +131,9 @@ impl Policy {
     ///
     /// # Errors
     /// When the cuts are those of other sizes.
-    pub fn load(device: &Arc<HostDevice>, checkpoint: &Checkpoint, cuts: &Cuts) -> Result<Self, SliceError> {
+    pub fn load(device: &Arc<HostDevice>, checkpoint: &Checkpoint, cuts: &Cuts) -> Result<Self, PolicyError> {
+        let Cuts { vision, prefix, expert } = cuts.clone();
+        let cuts = Cuts::new(checkpoint.sizes(), vision, prefix, expert)?;
         let vision = cuts.vision.iter().map(|range| VisionSlice::load(device, checkpoint, *range));
         let prefix = cuts.prefix.iter().map(|range| PrefixSlice::load(device, checkpoint, *range));
         let expert = cuts.expert.iter().map(|range| ExpertSlice::load(device, checkpoint, *range));
@@ -140,6 +150,11 @@ impl Policy {
         &self.sizes
     }
 
+    /// Slices of the VLM, in order.
+    pub fn prefix_slices(&self) -> &[PrefixSlice] {
+        &self.prefix
+    }
+
     /// Actions of a batch, `[horizon, action_dim]` in model units each, and the time each stage took.
     ///
     /// # Errors
@@ -149,42 +164,31 @@ impl Policy {
         let inputs: Vec<&ModelInput> = samples.iter().map(|sample| &sample.input).collect();
         let images = self.see(&inputs)?;
         let vision = clock.elapsed();
-        let mut caches = self.read(&inputs, &images)?;
+        let caches = self.read(&inputs, &images)?;
         let prefix = clock.elapsed() - vision;
-        let actions = self.denoise(samples, &mut caches)?;
+        let actions = self.denoise(samples, caches)?;
         let denoise = clock.elapsed() - vision - prefix;
         Ok((actions, StageTimes { vision, prefix, denoise }))
     }
 
-    /// The vision stage: image tokens `[patches, width]` of every camera that is there, per input.
+    /// The vision stage: image tokens `[patches, width]` of every camera that is there, per input. Neighbouring images
+    /// of one size run together.
     ///
     /// # Errors
     /// When an image has another shape than the policy takes.
     pub fn see(&self, inputs: &[&ModelInput]) -> Result<Vec<Vec<Tensor>>, SliceError> {
         let present: Vec<&Tensor> = inputs.iter().flat_map(|input| input.images.iter().flatten()).collect();
         let mut tokens = Vec::with_capacity(present.len());
-        if let Some(first) = present.first() {
-            if let Some(odd) = present.iter().find(|image| image.shape() != first.shape()) {
-                return Err(SliceError::Shape {
-                    stage: StageKind::Vision,
-                    what: "images of one size",
-                    expected: format!("{:?}", first.shape()),
-                    found: odd.shape().into(),
-                });
-            }
-            let shape = [&[present.len()], first.shape()].concat();
-            let data = present.iter().flat_map(|image| image.data()).copied().collect();
+        for alike in present.chunk_by(|a, b| a.shape() == b.shape()) {
+            let shape = [&[alike.len()], alike[0].shape()].concat();
+            let data = alike.iter().flat_map(|image| image.data()).copied().collect();
             let mut hidden = Tensor::new(shape, data).expect("all images have the shape of the first");
             for slice in &self.vision {
                 hidden = slice.run(&hidden)?;
             }
             let (patches, width) = (hidden.shape()[1], hidden.shape()[2]);
-            tokens.extend(
-                hidden
-                    .data()
-                    .chunks_exact(patches * width)
-                    .filter_map(|image| Tensor::new([patches, width], image.to_vec()).ok()),
-            );
+            let images = hidden.data().chunks_exact(patches * width);
+            tokens.extend(images.filter_map(|image| Tensor::new([patches, width], image.to_vec()).ok()));
         }
         let mut tokens = tokens.into_iter();
         Ok(inputs
@@ -193,7 +197,11 @@ impl Policy {
             .collect())
     }
 
-    /// The prefix stage: the KV cache of every input.
+    /// The prefix stage: the KV cache of every input, from the image tokens that [`Policy::see`] gave for the same
+    /// inputs.
+    ///
+    /// # Panics
+    /// When there are not as many image tokens as inputs.
     ///
     /// # Errors
     /// When a token is not in the table, or a prefix is empty.
@@ -202,6 +210,7 @@ impl Policy {
         inputs: &[&ModelInput],
         images: &[Vec<Tensor>],
     ) -> Result<Vec<RequestCache>, SliceError> {
+        assert_eq!(inputs.len(), images.len(), "image tokens belong to the same inputs");
         let parts: Vec<PrefixInput<'_>> = inputs
             .iter()
             .zip(images)
@@ -236,7 +245,7 @@ impl Policy {
             .collect()
     }
 
-    /// π0's state token: computed once, kept beside the prefix in the caches.
+    /// π0's state token: computed once, kept beside the prefix in the caches, which must not hold it yet.
     ///
     /// # Errors
     /// When a state does not have the policy's width.
@@ -248,14 +257,18 @@ impl Policy {
         if self.sizes.variant == Variant::Pi05 {
             return Ok(());
         }
-        let states: Vec<f32> = inputs.iter().flat_map(|input| &input.state).copied().collect();
-        let shape = [inputs.len(), states.len() / inputs.len().max(1)];
-        let mut hidden = Tensor::new(shape, states).map_err(|_| SliceError::Shape {
-            stage: StageKind::Expert,
-            what: "states",
-            expected: format!("[{}]", self.sizes.state_dim),
-            found: inputs.iter().map(|input| input.state.len()).collect(),
-        })?;
+        let width = self.sizes.state_dim;
+        if let Some(odd) = inputs.iter().find(|input| input.state.len() != width) {
+            return Err(SliceError::Shape {
+                stage: StageKind::Expert,
+                what: "a state",
+                expected: format!("[{width}]"),
+                found: vec![odd.state.len()],
+            });
+        }
+        let states = inputs.iter().flat_map(|input| &input.state).copied().collect();
+        let mut hidden =
+            Tensor::new([inputs.len(), width], states).expect("every state has the policy's width");
         for (index, slice) in self.expert.iter().enumerate() {
             let mut caches: Vec<&mut KvCache> = caches.iter_mut().map(|caches| &mut caches[index]).collect();
             match slice.cache_state(&hidden, &mut caches)? {
@@ -266,17 +279,22 @@ impl Policy {
         Ok(())
     }
 
-    /// The expert stage: integrates every sample over its own steps.
+    /// The expert stage: integrates every sample over its own steps. The caches are those that [`Policy::read`] gave
+    /// for the same samples.
+    ///
+    /// # Panics
+    /// When there are not as many caches as samples.
     ///
     /// # Errors
     /// When noise or state do not have the policy's shapes.
     pub fn denoise(
         &self,
         samples: &[Sample],
-        caches: &mut [RequestCache],
+        mut caches: Vec<RequestCache>,
     ) -> Result<Vec<Tensor>, SliceError> {
+        assert_eq!(samples.len(), caches.len(), "caches belong to the same samples");
         let inputs: Vec<&ModelInput> = samples.iter().map(|sample| &sample.input).collect();
-        self.cache_states(&inputs, caches)?;
+        self.cache_states(&inputs, &mut caches)?;
         let mut actions: Vec<Tensor> = samples.iter().map(|sample| sample.noise.clone()).collect();
         let mut steps: Vec<_> = samples.iter().map(|sample| sample.steps.iter()).collect();
         loop {

@@ -10,6 +10,11 @@ use crate::model::flow::{Steps, noise};
 use crate::policy::Sample;
 use crate::tensor_file::{StoredTensor, TensorFile, TensorFileError};
 
+/// Most samples that a file may hold: what a batch takes in memory must not follow from a header alone.
+const MAX_BATCH: usize = 256;
+/// Most instruction tokens of a sample.
+const MAX_TOKENS: usize = 8192;
+
 /// A file of model-level tensors could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReferenceError {
@@ -50,6 +55,26 @@ pub enum ReferenceError {
         /// The policy's cameras.
         cameras: Vec<String>,
     },
+    /// There are no images, or two of one camera.
+    #[error("{path}: {problem}; expected `in.image.0`, `in.image.1`, … or the names of cameras: {}", .cameras.join(", "))]
+    Cameras {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// The policy's cameras.
+        cameras: Vec<String>,
+    },
+    /// An input that no policy takes, such as a misspelt one.
+    #[error(
+        "{path}: nothing reads `{name}`; inputs are in.image.*, in.img_mask.*, in.lang_tokens, in.lang_masks, in.state, in.noise"
+    )]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
 }
 
 /// Inputs of a batch, and which rows of the padded tensors beside them are valid.
@@ -66,7 +91,7 @@ pub struct ReferenceInputs {
 
 /// Reads `in.image.{camera} [B, 3, S, S]`, `in.img_mask.{camera} [B]`, `in.lang_tokens [B, L]`, `in.lang_masks [B, L]`,
 /// `in.state [B, state_dim]` and `in.noise [B, horizon, action_dim]`. Masks may be absent, which means valid; without
-/// noise, sample `i` gets that of seed `seed + i`.
+/// noise, sample `i` gets that of seed `seed + i`. A camera without a tensor is absent, but one must be there.
 ///
 /// # Errors
 /// When a tensor is missing or does not have the policy's shape.
@@ -81,6 +106,10 @@ pub fn read_inputs(
     let &[batch, length] = reader.need("in.lang_tokens", "[batch, length]")?.shape() else {
         return Err(reader.wrong("in.lang_tokens", "[batch, length]".into()));
     };
+    if !(1..=MAX_BATCH).contains(&batch) || !(1..=MAX_TOKENS).contains(&length) {
+        let expected = format!("[1 to {MAX_BATCH} samples, 1 to {MAX_TOKENS} tokens]");
+        return Err(reader.wrong("in.lang_tokens", expected));
+    }
     let token_ids = reader.token_ids(&[batch, length])?;
     let valid = reader.mask("in.lang_masks", &[batch, length])?;
     let state = match sizes.variant {
@@ -92,6 +121,7 @@ pub fn read_inputs(
         false => None,
     };
     let images = reader.images(batch, cameras)?;
+    reader.nothing_unread(&images)?;
 
     let valid_of = |sample: usize| (0..length).filter(|i| valid[sample * length + i]).collect::<Vec<_>>();
     let sample = |sample: usize| Sample {
@@ -190,7 +220,7 @@ impl<'a> Reader<'a> {
     fn images(&self, batch: usize, cameras: &[String]) -> Result<Vec<CameraImages>, ReferenceError> {
         let mut images = Vec::new();
         for name in self.file.tensors().keys().filter_map(|name| name.strip_prefix("in.image.")) {
-            let numbered = name.parse().ok().filter(|&index: &usize| index < cameras.len());
+            let numbered = (0..cameras.len()).find(|index| index.to_string() == name);
             let index = numbered.or_else(|| cameras.iter().position(|camera| camera == name));
             let index = index.ok_or_else(|| ReferenceError::Camera {
                 path: self.file.path().into(),
@@ -200,7 +230,41 @@ impl<'a> Reader<'a> {
             images.push((index, self.camera(batch, name)?));
         }
         images.sort_by_key(|(index, _)| *index);
-        Ok(images.into_iter().map(|(_, camera)| camera).collect())
+        let twice = images.windows(2).find(|pair| pair[0].0 == pair[1].0);
+        let problem = match twice {
+            Some([(_, a), (_, b)]) => {
+                format!("`in.image.{}` and `in.image.{}` are of one camera", a.name, b.name)
+            }
+            _ if images.is_empty() => "there are no images".into(),
+            _ => return self.of_one_size(images.into_iter().map(|(_, camera)| camera).collect()),
+        };
+        Err(ReferenceError::Cameras { path: self.file.path().into(), problem, cameras: cameras.to_vec() })
+    }
+
+    /// All cameras have images of the first one's size, or prefixes would differ in more than their masks say.
+    fn of_one_size(&self, images: Vec<CameraImages>) -> Result<Vec<CameraImages>, ReferenceError> {
+        match images.iter().find(|camera| camera.images.shape() != images[0].images.shape()) {
+            Some(odd) => {
+                let expected = format!("{:?} as `in.image.{}`", images[0].images.shape(), images[0].name);
+                Err(self.wrong(&format!("in.image.{}", odd.name), expected))
+            }
+            None => Ok(images),
+        }
+    }
+
+    /// A misspelt input must not pass for an absent one.
+    fn nothing_unread(&self, images: &[CameraImages]) -> Result<(), ReferenceError> {
+        const OTHERS: [&str; 6] =
+            ["in.lang_tokens", "in.lang_masks", "in.state", "in.noise", "in.prev_chunk", "in.image."];
+        let read = |name: &str| {
+            OTHERS.iter().any(|other| name == *other || (other.ends_with('.') && name.starts_with(other)))
+                || images.iter().any(|camera| name.strip_prefix("in.img_mask.") == Some(&camera.name))
+        };
+        let mut inputs = self.file.tensors().keys().filter(|name| name.starts_with("in."));
+        match inputs.find(|name| !read(name)) {
+            Some(name) => Err(ReferenceError::Unread { path: self.file.path().into(), name: name.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn camera(&self, batch: usize, name: &str) -> Result<CameraImages, ReferenceError> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
 
 /// Longest header that is parsed, in bytes: ten times what the 813 tensors of π0.5 need.
 const MAX_HEADER_BYTES: usize = 2 << 20;
@@ -174,6 +175,14 @@ impl TensorFile {
     }
 }
 
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    _metadata: Option<BTreeMap<String, String>>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
 /// Reads the header: eight bytes of length, JSON, then the tensors back to back.
 fn parse(file: Arc<Mmap>) -> Result<BTreeMap<String, StoredTensor>, String> {
     let found = file.len();
@@ -187,14 +196,14 @@ fn parse(file: Arc<Mmap>) -> Result<BTreeMap<String, StoredTensor>, String> {
     let Some(header) = rest.get(..length) else {
         return Err(format!("its header claims {length} bytes, but only {} follow: truncated?", rest.len()));
     };
-    let metadata: Metadata =
+    let header: Header =
         serde_json::from_slice(header).map_err(|error| format!("its header is not valid: {error}"))?;
 
     let data = 8 + length;
     let mut tensors = BTreeMap::new();
     let mut problems = Vec::new();
-    for (name, info) in metadata.tensors() {
-        match locate(info, data, found) {
+    for (name, info) in header.tensors {
+        match locate(&info, data, found) {
             Ok(range) => {
                 let tensor = StoredTensor {
                     file: Arc::clone(&file),
@@ -207,16 +216,28 @@ fn parse(file: Arc<Mmap>) -> Result<BTreeMap<String, StoredTensor>, String> {
             Err(problem) => problems.push(format!("tensor `{name}` {problem}")),
         }
     }
-    problems.sort();
+    if problems.is_empty() {
+        problems.extend(gaps(&tensors, data, found));
+    }
     if problems.is_empty() { Ok(tensors) } else { Err(problems.join("; ")) }
 }
 
+/// The first byte of the data that belongs to no tensor or to two.
+fn gaps(tensors: &BTreeMap<String, StoredTensor>, data: usize, file_bytes: usize) -> Option<String> {
+    let mut ranges: Vec<&Range<usize>> = tensors.values().map(|tensor| &tensor.range).collect();
+    ranges.sort_by_key(|range| (range.start, range.end));
+    let mut end = data;
+    for range in ranges {
+        if range.start != end {
+            return Some(format!("its tensors leave gaps or overlap at byte {} of the data", end - data));
+        }
+        end = range.end;
+    }
+    (end != file_bytes).then(|| format!("{} bytes follow its last tensor", file_bytes - end))
+}
+
 /// Where in the file a tensor lies, when its offsets, shape and dtype agree with each other and with the file.
-fn locate(
-    info: &safetensors::tensor::TensorInfo,
-    data: usize,
-    file_bytes: usize,
-) -> Result<Range<usize>, String> {
+fn locate(info: &TensorInfo, data: usize, file_bytes: usize) -> Result<Range<usize>, String> {
     let (start, end) = info.data_offsets;
     let bytes = info
         .shape

@@ -20,9 +20,12 @@ pub enum CheckpointError {
         /// Where it was looked for.
         path: PathBuf,
     },
-    /// A file of weights, or their index, cannot be used.
+    /// The index of the shards cannot be used.
     #[error(transparent)]
-    File(#[from] TensorFileError),
+    Index(#[from] TensorFileError),
+    /// Files of weights cannot be used.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Files(Vec<TensorFileError>),
     /// The configuration beside the weights cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

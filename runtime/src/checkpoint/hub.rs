@@ -1,11 +1,13 @@
 //! Checkpoints by name: a local path, or a repository of the Hugging Face Hub in its usual cache.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
+
+use super::stays_inside;
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -159,9 +161,9 @@ impl Hub {
             let reason = || "HF_HUB_OFFLINE is set and the cache does not have all of it".to_string();
             return cached.ok_or_else(|| self.unavailable(&parsed, reason()));
         }
-        match self.download(&parsed, progress) {
-            Err(HubError::Unavailable { .. }) if cached.is_some() => Ok(cached.unwrap_or_default()),
-            result => result,
+        match (self.download(&parsed, progress), cached) {
+            (Err(HubError::Unavailable { .. }), Some(cached)) => Ok(cached),
+            (result, _) => result,
         }
     }
 
@@ -277,10 +279,6 @@ fn is_companion(file: &str) -> bool {
     let processor = file.starts_with("policy_") && file.ends_with(".safetensors") && is_plain(file);
     let statistics = file.starts_with("assets/") && file.ends_with("/norm_stats.json") && stays_inside(file);
     COMPANIONS.contains(&file) || processor || statistics
-}
-
-fn stays_inside(file: &str) -> bool {
-    Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The shards that an index names.

@@ -50,7 +50,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let (folder, files) = weight_files(path)?;
         let config = PolicyConfig::read(&folder)?;
-        let mapped = files.iter().map(|file| TensorFile::open(file)).collect::<Result<Vec<_>, _>>()?;
+        let mapped = open_all(&files)?;
         let (naming, tensors, mut findings) = canonical_tensors(&mapped);
         let sizes = sizes::measure(&config, &tensors, &mut findings);
         if let Some(sizes) = &sizes {
@@ -176,12 +176,25 @@ fn weight_files(path: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointError>
     let index: ShardIndex = serde_json::from_slice(&text).map_err(|error| bad_index(error.to_string()))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     for shard in &shards {
-        let inside = Path::new(shard).components().all(|part| matches!(part, Component::Normal(_)));
-        if !inside {
+        if !stays_inside(shard) {
             return Err(bad_index(format!("it names the file {shard:?}, which is not in its folder")).into());
         }
     }
     Ok((path.into(), shards.into_iter().map(|shard| path.join(shard)).collect()))
+}
+
+/// Opens every file, or says what is wrong with each that cannot be opened.
+fn open_all(files: &[PathBuf]) -> Result<Vec<TensorFile>, CheckpointError> {
+    let (mut opened, mut errors) = (Vec::new(), Vec::new());
+    for file in files {
+        TensorFile::open(file).map_or_else(|error| errors.push(error), |file| opened.push(file));
+    }
+    if errors.is_empty() { Ok(opened) } else { Err(CheckpointError::Files(errors)) }
+}
+
+/// Whether a file name out of another file names something in the same folder.
+pub(crate) fn stays_inside(file: &str) -> bool {
+    Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn parent(file: &Path) -> &Path {
@@ -203,8 +216,12 @@ fn canonical_tensors(files: &[TensorFile]) -> (Naming, BTreeMap<String, StoredTe
         for (raw, tensor) in file.tensors() {
             let name = names::canonical(raw, hint);
             match tensors.get(&name) {
-                // The tied table stands in a file once or twice.
-                Some(first) if name == names::TOKEN_TABLE && first.shape() == tensor.shape() => {}
+                // The tied table may stand in a file twice; untied, the embedding is the one that peers read.
+                Some(first) if name == names::TOKEN_TABLE && first.shape() == tensor.shape() => {
+                    if names::is_embedding(raw) {
+                        tensors.insert(name, tensor.clone());
+                    }
+                }
                 Some(_) => findings.push(Finding::Duplicate { name, file: file.path().into() }),
                 None => {
                     tensors.insert(name, tensor.clone());

@@ -4,6 +4,8 @@ use std::fmt;
 
 use tensact_topology::{DecoderSizes, ModelSizes, StageKind, Variant};
 
+use crate::preprocess::statistics::is_buffer;
+
 /// Prefix of the vision tower's tensors.
 pub const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model";
 /// Prefix of the projector from the vision tower to the VLM.
@@ -20,13 +22,10 @@ const EMBED_TOKENS: &str = "paligemma_with_expert.paligemma.model.language_model
 const EXPERT_HEAD: &str = "paligemma_with_expert.gemma_expert.lm_head.weight";
 
 /// Tensors that some writers leave in a file and no policy uses, by prefix.
-const NEVER_READ: [&str; 6] = [
+const NEVER_READ: [&str; 3] = [
     "paligemma_with_expert.paligemma.model.vision_tower.vision_model.head.",
     "paligemma_with_expert.paligemma.model.vision_tower.vision_model.embeddings.position_ids",
     "paligemma_with_expert.gemma_expert.model.embed_tokens.weight",
-    "normalize_inputs.",
-    "normalize_targets.",
-    "unnormalize_outputs.",
 ];
 
 /// Which writer's names a file uses.
@@ -78,6 +77,11 @@ pub fn canonical(raw: &str, variant_hint: Option<Variant>) -> String {
     }
 }
 
+/// Whether a file's name for the token table is that of the embedding, not of the output head.
+pub(crate) fn is_embedding(raw: &str) -> bool {
+    raw.ends_with("embed_tokens.weight")
+}
+
 /// `rest` follows `paligemma_with_expert.paligemma.`.
 fn canonical_paligemma(rest: &str) -> String {
     let rest = rest.strip_prefix("model.").unwrap_or(rest);
@@ -95,7 +99,7 @@ fn canonical_paligemma(rest: &str) -> String {
 
 /// Whether a tensor of this canonical name may be in a file although no policy uses it.
 pub(crate) fn is_never_read(name: &str) -> bool {
-    name == EXPERT_HEAD || NEVER_READ.iter().any(|prefix| name.starts_with(prefix))
+    name == EXPERT_HEAD || is_buffer(name) || NEVER_READ.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What a tensor is for.

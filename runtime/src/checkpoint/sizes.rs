@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tensact_topology::{DecoderSizes, ModelSizes, Variant, VisionSizes};
 
 use super::Finding;
-use super::names::{EXPERT, PROJECTOR, TOKEN_TABLE, VISION, VLM};
+use super::names::{EXPERT, TOKEN_TABLE, VISION, VLM};
 use crate::config::PolicyConfig;
 use crate::tensor_file::StoredTensor;
 
@@ -18,12 +18,12 @@ pub(super) fn measure(
     let mut ruler = Ruler { tensors, findings };
     let variant = ruler.variant(config);
     let vision = ruler.vision(config);
-    let vlm = ruler.decoder(VLM, config);
-    let expert = ruler.decoder(EXPERT, config);
-    let vocab = ruler.dim(TOKEN_TABLE, 2, 0);
-    let action_dim = ruler.dim("action_in_proj.weight", 2, 1);
+    let vlm = ruler.decoder(VLM, config.heads.query, config);
+    let expert = ruler.decoder(EXPERT, config.heads.expert_query, config);
+    let vocab = ruler.dim(&[(TOKEN_TABLE, 2, 0)]);
+    let action_dim = ruler.dim(&[("action_in_proj.weight", 2, 1), ("action_out_proj.weight", 2, 0)]);
     let state_dim = match variant {
-        Some(Variant::Pi0) => ruler.dim("state_proj.weight", 2, 1),
+        Some(Variant::Pi0) => ruler.dim(&[("state_proj.weight", 2, 1)]).or(config.state_dim).or(action_dim),
         // π0.5 has no tensor of the state's width: openpi pads state and actions alike.
         _ => config.state_dim.or(action_dim),
     };
@@ -58,16 +58,22 @@ impl Ruler<'_> {
         None
     }
 
-    /// Dimension `axis` of a tensor that should have `rank` dimensions, none of them zero.
-    fn dim(&mut self, name: &str, rank: usize, axis: usize) -> Option<usize> {
-        match self.tensors.get(name).map(StoredTensor::shape) {
-            Some(shape) if shape.len() == rank && !shape.contains(&0) => Some(shape[axis]),
-            Some(shape) => {
-                let problem = format!("`{name}` has shape {shape:?}, expected {rank} dimensions above zero");
-                self.problem(problem)
+    /// A size that several tensors show (name, number of dimensions, which of them): the first one that is there and
+    /// sound decides. Missing ones are found later, when every tensor is held against the sizes.
+    fn dim(&mut self, sources: &[(&str, usize, usize)]) -> Option<usize> {
+        for (name, rank, axis) in sources {
+            match self.tensors.get(*name).map(StoredTensor::shape) {
+                Some(shape) if shape.len() == *rank && !shape.contains(&0) => return Some(shape[*axis]),
+                Some(shape) => {
+                    let problem =
+                        format!("`{name}` has shape {shape:?}, expected {rank} dimensions above zero");
+                    self.findings.push(Finding::Sizes { problem });
+                }
+                None => {}
             }
-            None => self.problem(format!("`{name}` is missing, so the policy cannot be measured")),
         }
+        let names: Vec<&str> = sources.iter().map(|(name, ..)| *name).collect();
+        self.problem(format!("the policy cannot be measured without `{}`", names.join("` or `")))
     }
 
     /// The number of layers under `prefix`, which must be numbered from 0 without a gap.
@@ -81,10 +87,16 @@ impl Ruler<'_> {
             .collect();
         match numbers.last() {
             None => self.problem(format!("there is no layer under `{prefix}`")),
-            Some(&last) if last >= numbers.len() => self.problem(format!(
-                "under `{prefix}` there are {} layers, but the last is number {last}: some are missing",
-                numbers.len()
-            )),
+            Some(&last) if last >= numbers.len() => {
+                let count = numbers.len();
+                self.findings.push(Finding::Sizes {
+                    problem: format!(
+                        "under `{prefix}` there are {count} layers, but the last is number {last}: some are missing"
+                    ),
+                });
+                // Far beyond that the number is a lie, and no list of what is missing would help.
+                (last < 2 * count).then_some(last + 1)
+            }
             Some(_) => Some(numbers.len()),
         }
     }
@@ -109,20 +121,24 @@ impl Ruler<'_> {
             }
         };
         match config.variant {
-            Some(claimed) if claimed != found => self.problem(format!(
-                "config.json says the policy is {claimed}, but the tensors are those of {found}: use the config.json that belongs to these weights"
-            )),
+            Some(claimed) if claimed != found => {
+                self.problem::<()>(format!(
+                    "config.json says the policy is {claimed}, but the tensors are those of {found}: use the config.json that belongs to these weights"
+                ));
+                Some(found)
+            }
             _ => Some(found),
         }
     }
 
     fn vision(&mut self, config: &PolicyConfig) -> Option<VisionSizes> {
         let patch_weight = format!("{VISION}.embeddings.patch_embedding.weight");
-        let width = self.dim(&patch_weight, 4, 0);
-        let patch = self.dim(&patch_weight, 4, 2);
-        let table = self.dim(&format!("{VISION}.embeddings.position_embedding.weight"), 2, 0);
+        let width = self.dim(&[(&patch_weight, 4, 0), (&format!("{VISION}.post_layernorm.weight"), 1, 0)]);
+        let patch = self.dim(&[(&patch_weight, 4, 2)]);
+        let table = self.dim(&[(&format!("{VISION}.embeddings.position_embedding.weight"), 2, 0)]);
         let layers = self.layers(&format!("{VISION}.encoder"));
-        let mlp = self.dim(&format!("{VISION}.encoder.layers.0.mlp.fc1.weight"), 2, 0);
+        let fc1 = format!("{VISION}.encoder.layers.0.mlp.fc1");
+        let mlp = self.dim(&[(&format!("{fc1}.weight"), 2, 0), (&format!("{fc1}.bias"), 1, 0)]);
         let (width, patch, table) = (width?, patch?, table?);
         let table_side = table.isqrt();
         if table_side * table_side != table {
@@ -143,14 +159,14 @@ impl Ruler<'_> {
         Some(VisionSizes { width, layers: layers?, mlp: mlp?, heads, patch, table_side, image })
     }
 
-    fn decoder(&mut self, prefix: &str, config: &PolicyConfig) -> Option<DecoderSizes> {
-        let q = self.dim(&format!("{prefix}.layers.0.self_attn.q_proj.weight"), 2, 0);
-        let width = self.dim(&format!("{prefix}.layers.0.self_attn.q_proj.weight"), 2, 1);
-        let k = self.dim(&format!("{prefix}.layers.0.self_attn.k_proj.weight"), 2, 0);
-        let mlp = self.dim(&format!("{prefix}.layers.0.mlp.gate_proj.weight"), 2, 0);
+    fn decoder(&mut self, prefix: &str, heads: usize, config: &PolicyConfig) -> Option<DecoderSizes> {
+        let weight = |part: &str| format!("{prefix}.layers.0.{part}_proj.weight");
+        let [q, k, v, o] = ["q", "k", "v", "o"].map(|part| weight(&format!("self_attn.{part}")));
+        let width = self.dim(&[(&q, 2, 1), (&o, 2, 0)]);
+        let mlp = self.dim(&[(&weight("mlp.gate"), 2, 0), (&weight("mlp.up"), 2, 0)]);
+        let (q, k) = (self.dim(&[(&q, 2, 0), (&o, 2, 1)]), self.dim(&[(&k, 2, 0), (&v, 2, 0)]));
         let layers = self.layers(prefix);
         let (q, k) = (q?, k?);
-        let heads = config.heads.query;
         let head_dim = q / heads;
         if q % heads != 0 || head_dim == 0 || !head_dim.is_multiple_of(2) {
             return self.problem(format!(
@@ -174,11 +190,6 @@ impl Ruler<'_> {
                 "the expert ({} layers, {} key heads of {}) cannot attend to the VLM's cache ({} layers, {} of {})",
                 expert.layers, expert.kv_heads, expert.head_dim, vlm.layers, vlm.kv_heads, vlm.head_dim
             ));
-        }
-        if let Some(rows) = self.dim(&format!("{PROJECTOR}.weight"), 2, 0)
-            && rows != vlm.width
-        {
-            self.problem::<()>(format!("the projector gives {rows} values, the VLM takes {}", vlm.width));
         }
         for (key, said, found) in [
             ("action_dim", config.action_dim, sizes.action_dim),

@@ -20,9 +20,9 @@ use crate::preprocess::synthetic::tokenizer_json;
 /// How large a synthetic policy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SynthSize {
-    /// 0.4 M parameters: 3 layers, 56-pixel images. The size of the golden tensors.
+    /// 0.8 M parameters: 3 layers, 56-pixel images. The size of the golden tensors.
     Tiny,
-    /// 36 M parameters: 6 layers, 224-pixel images. Runs in well under a second on any machine.
+    /// 41 M parameters: 6 layers, 224-pixel images. Runs in about a second.
     Small,
     /// 3.5 B parameters: the published policies.
     Base,
@@ -170,6 +170,7 @@ fn dims(sizes: &ModelSizes) -> DimsFile {
     DimsFile {
         vis: VisionDims { num_attention_heads: sizes.vision.heads },
         vlm: DecoderDims { num_heads: sizes.vlm.heads, num_kv_heads: sizes.vlm.kv_heads },
+        exp: Some(DecoderDims { num_heads: sizes.expert.heads, num_kv_heads: sizes.expert.kv_heads }),
     }
 }
 

@@ -48,3 +48,10 @@ pub enum SliceError {
         range: LayerRange,
     },
 }
+
+impl SliceError {
+    /// Whether a stage of `depth` layers has the layers of `range`.
+    fn check_layers(stage: StageKind, depth: usize, range: LayerRange) -> Result<(), Self> {
+        if range.end() <= depth { Ok(()) } else { Err(Self::NoSuchLayers { stage, layers: depth, range }) }
+    }
+}

@@ -5,8 +5,8 @@ use crate::Tensor;
 /// One observation as the model takes it. Absent cameras and padding are simply not there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInput {
-    /// One entry per camera of the checkpoint, in its order: an image `[3, S, S]` with values in [-1, 1],
-    /// or `None` for a camera the robot does not have.
+    /// Cameras in the checkpoint's order: an image `[3, S, S]` with values in [-1, 1], or `None` for a camera the
+    /// robot does not have.
     pub images: Vec<Option<Tensor>>,
     /// Instruction tokens, beginning-of-sequence first, without padding.
     pub tokens: Vec<u32>,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::normalize::{Convention, Scaling};
 use super::statistics::{Mode, RelativeActions, Source, Statistics, StatisticsError, read_json};
+use crate::checkpoint::stays_inside;
 
 /// What happens before the model.
 pub(super) const PREPROCESSOR: &str = "policy_preprocessor.json";
@@ -95,6 +96,10 @@ impl Pipeline {
         let Some(file) = step.state_file.as_ref().filter(|_| mode != Mode::Identity && !skipped) else {
             return Ok(Scaling::identity());
         };
+        if !stays_inside(file) {
+            let reason = format!("`state_file` {file:?} is not in its folder");
+            return Err(StatisticsError::Format { path: path.to_owned(), reason });
+        }
         let file = path.with_file_name(file);
         let lists = read_lists(&file, feature.key)?;
         // LeRobot passes a feature without any statistics unchanged.

@@ -72,6 +72,14 @@ pub enum PreprocessorError {
         /// The checkpoint's cameras.
         known: Vec<String>,
     },
+    /// The profile contradicts itself.
+    #[error("profile `{profile}`: {reason}")]
+    Profile {
+        /// The profile.
+        profile: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The robot is wider than the model or its statistics.
     #[error("profile `{profile}` has {dims} {what} dimensions, but {limit_of} only {limit}")]
     Width {
@@ -100,6 +108,9 @@ impl Preprocessor {
         tokenizer: Tokenizer,
         statistics: Statistics,
     ) -> Result<Self, PreprocessorError> {
+        if let Some(reason) = profile.fault() {
+            return Err(PreprocessorError::Profile { profile: profile.name, reason });
+        }
         let cameras = Cameras::new(&profile, cameras)?;
         let check = |what, dims, limit_of, limit| match dims > limit {
             true => {
@@ -111,6 +122,10 @@ impl Preprocessor {
         let state_dims = profile.state_dims().unwrap_or(0);
         check("state", state_dims, "the model has", sizes.state_dim)?;
         check("state", state_dims, "its statistics have", scaled(statistics.state.dims()))?;
+        if matches!(statistics.source, Source::LeRobot(_) | Source::Buffers) {
+            // These are exactly as wide as the robot; openpi's may be padded.
+            check("state", statistics.state.dims(), "the model has", sizes.state_dim)?;
+        }
         let known = scaled(statistics.actions.dims()).min(sizes.action_dim);
         let action_dims = profile.actions.dims.unwrap_or(known);
         check("action", action_dims, "the model has", sizes.action_dim)?;
@@ -122,6 +137,10 @@ impl Preprocessor {
         delta.truncate(delta.iter().rposition(|relative| *relative).map_or(0, |last| last + 1));
         if let Some(dims) = profile.state_dims() {
             check("relative action", delta.len(), "its state has", dims)?;
+        }
+        if profile.state_dims().is_none() {
+            let most = scaled(statistics.state.dims()).min(sizes.state_dim);
+            check("relative action", delta.len(), "its state has", most)?;
         }
         Ok(Self { sizes, profile, tokenizer, statistics, cameras, delta, action_dims })
     }
@@ -219,6 +238,14 @@ impl Preprocessor {
     /// When actions or state have another width than this robot.
     pub fn normalise_actions(&self, actions: &Tensor, state: &[f32]) -> Result<Tensor, ActionsError> {
         let base = self.delta_base(state)?;
+        let (rows, horizon) = (actions.rows(), self.sizes.horizon);
+        if rows > horizon {
+            return Err(ActionsError::TooMany { rows, horizon });
+        }
+        if let Some(at) = actions.data().iter().position(|value| !value.is_finite()) {
+            let (row, dim) = (at / actions.width(), at % actions.width());
+            return Err(ActionsError::NotFinite { row, dim, value: actions.data()[at] });
+        }
         self.each_action(actions, self.action_dims, self.sizes.action_dim, |action| {
             let mut action = action.to_vec();
             if let Some(space) = &self.profile.pi_space {
@@ -292,8 +319,8 @@ impl Preprocessor {
             (Some(dims), _) => (dims, dims),
             // openpi's statistics may be padded, LeRobot's are exactly as wide as the robot.
             (None, Source::LeRobot(_) | Source::Buffers) if scaled > 0 => (scaled, scaled),
-            (None, _) if scaled > 0 => (self.delta.len(), scaled.min(self.sizes.state_dim)),
-            (None, _) => (self.delta.len(), self.sizes.state_dim),
+            (None, _) if scaled > 0 => (self.delta.len().max(1), scaled.min(self.sizes.state_dim)),
+            (None, _) => (self.delta.len().max(1), self.sizes.state_dim),
         }
     }
 

@@ -91,6 +91,24 @@ pub enum ActionsError {
         /// Width expected.
         width: usize,
     },
+    /// An action is not a number.
+    #[error("value {dim} of action {row} is {value}: expected finite numbers")]
+    NotFinite {
+        /// Which action.
+        row: usize,
+        /// Which of its values.
+        dim: usize,
+        /// The value.
+        value: f32,
+    },
+    /// More actions than a chunk has.
+    #[error("{rows} actions, but a chunk has {horizon}")]
+    TooMany {
+        /// Actions given.
+        rows: usize,
+        /// Actions of a chunk.
+        horizon: usize,
+    },
     /// The state is not usable.
     #[error(transparent)]
     State(#[from] ObservationError),

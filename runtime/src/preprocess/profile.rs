@@ -186,7 +186,7 @@ impl Profile {
     }
 
     /// What does not fit in a profile that has the right form.
-    fn fault(&self) -> Option<String> {
+    pub(super) fn fault(&self) -> Option<String> {
         if self.state.is_empty() || self.state.iter().any(|part| part.keys.is_empty()) {
             return Some("`state` needs at least one part, and every part at least one key".into());
         }

@@ -214,7 +214,7 @@ fn lerobots_statistics_say_how_wide_the_robot_is() {
     let padded = Statistics { source: Source::OpenPi("x".into()), ..statistics(32, 32) };
     let preprocessor = build(Variant::Pi0, "generic", &CAMERAS, padded).unwrap();
     assert!(preprocessor.prepare(&observation(&[("base", 1)], 5)).is_ok());
-    assert!(problems(&preprocessor, &observation(&[("base", 1)], 33)).contains("expected 0 to 32"));
+    assert!(problems(&preprocessor, &observation(&[("base", 1)], 33)).contains("expected 1 to 32"));
 }
 
 #[derive(Deserialize)]

@@ -168,6 +168,21 @@ fn a_missing_state_file_is_an_error() {
 }
 
 #[test]
+fn a_state_file_outside_the_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    lerobot(folder.path(), "MEAN_STD", false);
+    let processor = folder.path().join("policy_preprocessor.json");
+    let text = std::fs::read_to_string(&processor).unwrap();
+    let name = "policy_preprocessor_step_5_normalizer_processor.safetensors";
+    assert!(text.contains(name));
+    for outside in ["/dev/zero", "../elsewhere.safetensors"] {
+        std::fs::write(&processor, text.replace(name, outside)).unwrap();
+        let message = Statistics::open(folder.path(), Pi0, None).unwrap_err().to_string();
+        assert!(message.contains(outside) && message.contains("not in its folder"), "{message}");
+    }
+}
+
+#[test]
 fn buffers_of_old_lerobot_checkpoints_are_read() {
     let buffers = |mean: f32| -> BTreeMap<String, Vec<f32>> {
         [

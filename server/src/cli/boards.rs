@@ -37,7 +37,7 @@ impl Boards {
                 pcie(&board.pcie_lanes),
             ]);
         }
-        println!(
+        say!(
             "{rows}\nAll but chips and mesh per chip; sources stand beside the numbers in topology/src/chip.rs."
         );
         Ok(())

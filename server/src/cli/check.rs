@@ -53,7 +53,7 @@ fn show_findings(report: &CheckReport, deployment: &Deployment) -> miette::Resul
 
 fn print(report: &CheckReport) {
     let (Some(latency_ms), Some(requests_per_s)) = (report.latency_ms, report.requests_per_s) else {
-        println!("{}: cannot run as written", report.board);
+        say!("{}: cannot run as written", report.board);
         return;
     };
     let mut rows = table(&["pipelines", "latency ms", "requests/s each", "busiest chip", "its ms a request"]);
@@ -69,6 +69,6 @@ fn print(report: &CheckReport) {
         ]);
         start = end + 1;
     }
-    println!("{rows}");
-    println!("{}: estimated {latency_ms:.1} ms, {requests_per_s:.1} requests/s", report.board);
+    say!("{rows}");
+    say!("{}: estimated {latency_ms:.1} ms, {requests_per_s:.1} requests/s", report.board);
 }

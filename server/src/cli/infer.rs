@@ -164,7 +164,7 @@ impl Infer {
         warnings.iter().for_each(|warning| warn(warning));
         print_actions(&chunk.actions, usize::MAX);
         let Timings { preprocess_ms, vision_ms, prefix_ms, denoise_ms, total_ms } = chunk.timings;
-        println!(
+        say!(
             "preprocess {preprocess_ms:.1} ms, vision {vision_ms:.1} ms, prefix {prefix_ms:.1} ms, \
              denoise {denoise_ms:.1} ms, total {total_ms:.1} ms"
         );
@@ -191,7 +191,7 @@ impl Infer {
         if self.json {
             return print_json(&answer);
         }
-        println!("wrote {}", out.display());
+        say!("wrote {}", out.display());
         Ok(())
     }
 }
@@ -205,8 +205,8 @@ pub(super) fn print_actions(actions: &Tensor, most: usize) {
         let values = action.iter().map(|value| format!("{value:.4}"));
         lines.add_row(std::iter::once(index.to_string()).chain(values));
     }
-    println!("{lines}");
+    say!("{lines}");
     if actions.rows() > most {
-        println!("and {} more actions", actions.rows() - most);
+        say!("and {} more actions", actions.rows() - most);
     }
 }

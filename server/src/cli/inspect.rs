@@ -51,8 +51,8 @@ impl Inspect {
 fn print(checkpoint: &Checkpoint, inspection: &Inspection<'_>) -> miette::Result<()> {
     let ModelSizes { variant, vision, vlm, expert, .. } = checkpoint.sizes();
     let sizes = checkpoint.sizes();
-    println!("{}: {variant}, tensors named by {}", inspection.path, inspection.naming);
-    println!(
+    say!("{}: {variant}, tensors named by {}", inspection.path, inspection.naming);
+    say!(
         "actions {} × {}, state {}, prompt {} tokens, {} steps, cameras {} of {} pixels\n",
         sizes.horizon,
         sizes.action_dim,
@@ -77,7 +77,7 @@ fn print(checkpoint: &Checkpoint, inspection: &Inspection<'_>) -> miette::Result
         let [layers, width, mlp] = numbers;
         shapes.add_row([name.into(), layers, width, mlp, decoder(d), d.head_dim.to_string()]);
     }
-    println!("{shapes}\n");
+    say!("{shapes}\n");
 
     let mut weights = table(&["weights", "tensors", "parameters", "bytes", "types"]);
     let mut all = PartTotals::default();
@@ -87,7 +87,7 @@ fn print(checkpoint: &Checkpoint, inspection: &Inspection<'_>) -> miette::Result
         all.merge(totals);
     }
     weights.add_row(row("all", &all));
-    println!("{weights}");
+    say!("{weights}");
     Ok(())
 }
 

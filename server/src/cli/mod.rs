@@ -1,5 +1,10 @@
 //! One file per subcommand, and what they share: how a checkpoint is named, how tables and progress are shown.
 
+/// Prints a line, and ends quietly when nobody reads any more, as in `tensact boards | head -1`.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::write_line(format_args!($($text)*)) };
+}
+
 mod boards;
 mod check;
 mod demo;
@@ -14,6 +19,7 @@ mod table;
 mod topology;
 mod verify;
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -93,9 +99,20 @@ fn open_checkpoint(reference: &str) -> miette::Result<Checkpoint> {
     Checkpoint::open(&path.into_diagnostic()?).into_diagnostic()
 }
 
+/// What `say!` does.
+fn write_line(text: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        let quiet = error.kind() == std::io::ErrorKind::BrokenPipe;
+        if !quiet {
+            eprintln!("cannot write the output: {error}");
+        }
+        std::process::exit(if quiet { 0 } else { 1 });
+    }
+}
+
 /// Prints a value as JSON, for programs.
 fn print_json(value: &impl serde::Serialize) -> miette::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).into_diagnostic()?);
+    say!("{}", serde_json::to_string_pretty(value).into_diagnostic()?);
     Ok(())
 }
 

@@ -93,10 +93,10 @@ impl PlanCommand {
         if self.json {
             return print_json(&plan);
         }
-        print!("{}", draw(&board, Some(plan.chosen.placement())));
+        say!("{}", draw(&board, Some(plan.chosen.placement())).trim_end());
         print(&plan);
         if let Some(out) = &self.out {
-            println!("wrote {}", out.display());
+            say!("wrote {}", out.display());
         }
         Ok(())
     }
@@ -120,7 +120,7 @@ fn milliseconds(duration: Duration) -> f64 {
 
 fn print(plan: &Plan) {
     let RequestShape { cameras, prompt_tokens, steps, .. } = plan.request;
-    println!("\nEstimates for {cameras} cameras, {prompt_tokens} instruction tokens, {steps} steps:");
+    say!("\nEstimates for {cameras} cameras, {prompt_tokens} instruction tokens, {steps} steps:");
     let mut rows = table(&["", "pipelines", "chips each", "batch", "latency ms", "requests/s"]);
     for point in &plan.front {
         let mark = if *point == plan.chosen { "chosen" } else { "" };
@@ -129,9 +129,9 @@ fn print(plan: &Plan) {
     if !plan.front.contains(&plan.chosen) {
         rows.add_row(row("chosen", &plan.chosen));
     }
-    println!("{rows}\n{}", plan.chosen.reason);
+    say!("{rows}\n{}", plan.chosen.reason);
     if let Some(shortfall) = plan.shortfall() {
-        println!("The goal is not met: {shortfall}.");
+        say!("The goal is not met: {shortfall}.");
     }
 }
 

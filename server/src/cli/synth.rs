@@ -18,7 +18,7 @@ pub(super) struct Synth {
     /// Which policy.
     #[arg(long, value_enum, default_value = "pi0")]
     variant: VariantName,
-    /// How large: tiny (0.6 M parameters), small (32 M), base (3.5 G, the published size).
+    /// How large: tiny (0.8 M parameters), small (41 M), base (3.5 G, the published size).
     #[arg(long, value_enum, default_value = "small")]
     size: SizeName,
     /// The same seed gives the same bytes.
@@ -71,7 +71,7 @@ impl Synth {
             DtypeName::F32 => SynthDtype::F32,
         };
         write(&self.dir, &size.sizes(self.variant.into()), self.seed, dtype)?;
-        println!("wrote {}", self.dir.display());
+        say!("wrote {}", self.dir.display());
         Ok(())
     }
 }

@@ -51,14 +51,14 @@ impl Topology {
         if show.json {
             return print_json(&shown);
         }
-        print!("{}", draw(&shown.board, shown.placement.as_ref()));
+        say!("{}", draw(&shown.board, shown.placement.as_ref()).trim_end());
         if let Some(Recognition { preset, differences }) = &shown.recognised {
             match preset {
-                Some(preset) if differences.is_empty() => println!("This is the board `{preset}`."),
-                Some(preset) => println!("Nearest to the board `{preset}`, but:"),
-                None => println!("No known board is like this:"),
+                Some(preset) if differences.is_empty() => say!("This is the board `{preset}`."),
+                Some(preset) => say!("Nearest to the board `{preset}`, but:"),
+                None => say!("No known board is like this:"),
             }
-            differences.iter().for_each(|difference| println!("  {difference}"));
+            differences.iter().for_each(|difference| say!("  {difference}"));
         }
         Ok(())
     }

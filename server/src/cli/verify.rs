@@ -85,10 +85,10 @@ fn print(Verdict { passed, threshold, report }: &Verdict<'_>) {
             if closeness.reaches(*threshold) { "ok" } else { "FAR" }.into(),
         ]);
     }
-    println!("{rows}");
+    say!("{rows}");
     for (name, reason) in &report.not_compared {
-        println!("not compared: {name} ({reason})");
+        say!("not compared: {name} ({reason})");
     }
     let verdict = if *passed { "all reach" } else { "NOT all reach" };
-    println!("{} tensors compared, {verdict} the threshold of {threshold}", report.comparisons.len());
+    say!("{} tensors compared, {verdict} the threshold of {threshold}", report.comparisons.len());
 }

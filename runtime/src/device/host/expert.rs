@@ -82,9 +82,7 @@ impl ExpertSlice {
     ) -> Result<Self, SliceError> {
         let sizes = *checkpoint.sizes();
         let depth = sizes.expert.layers;
-        if layers.end() > depth {
-            return Err(SliceError::NoSuchLayers { stage: STAGE, layers: depth, range: layers });
-        }
+        SliceError::check_layers(STAGE, depth, layers)?;
         let embedding = (layers.start() == 0).then(|| SuffixEmbedding::load(device, checkpoint));
         let mlp_in = embedding.as_ref().and_then(|e| e.pi0.as_ref()).map(|pi0| pi0.mlp_in.clone());
         let block = |layer| {

@@ -42,7 +42,7 @@ impl Linear {
         self.weight.shape()[0]
     }
 
-    /// Applies the layer to rows `[rows, inputs]`, which are of the compute type already.
+    /// Applies the layer to rows `[rows, inputs]`, which the caller has rounded to the compute type where that matters.
     pub(super) fn apply(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
         let right = Columns::Stored(&self.weight, self.dtype);
         let mut y = multiply(device, x, self.inputs(), right, self.outputs());

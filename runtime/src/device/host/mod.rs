@@ -63,13 +63,24 @@ impl std::fmt::Display for ComputeDtype {
     }
 }
 
-/// The operating system gave no threads.
+/// A device's threads could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start {threads} worker threads: {source}")]
-pub struct NoThreads {
-    threads: usize,
-    source: rayon::ThreadPoolBuildError,
+pub enum NoThreads {
+    /// More than any machine has use for.
+    #[error("{0} worker threads were asked for: expected 1 to {MAX_THREADS}")]
+    TooMany(usize),
+    /// The operating system gave none.
+    #[error("cannot start {threads} worker threads: {source}")]
+    Refused {
+        /// How many were asked for.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
 }
+
+/// Most threads of a device.
+const MAX_THREADS: usize = 1024;
 
 /// A pool of threads that runs slices of a policy.
 pub struct HostDevice {
@@ -81,17 +92,20 @@ impl HostDevice {
     /// A device of that many threads; as many as there are cores when `None`.
     ///
     /// # Errors
-    /// When the threads cannot be started.
+    /// When there are too many threads, or they cannot be started.
     pub fn new(threads: Option<NonZeroUsize>, dtype: ComputeDtype) -> Result<Arc<Self>, NoThreads> {
         let threads = threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             NonZeroUsize::get,
         );
+        if threads > MAX_THREADS {
+            return Err(NoThreads::TooMany(threads));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("host-{index}"))
             .build()
-            .map_err(|source| NoThreads { threads, source })?;
+            .map_err(|source| NoThreads::Refused { threads, source })?;
         Ok(Arc::new(Self { pool, dtype }))
     }
 

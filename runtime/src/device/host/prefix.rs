@@ -57,9 +57,7 @@ impl PrefixSlice {
         layers: LayerRange,
     ) -> Result<Self, SliceError> {
         let sizes = checkpoint.sizes().vlm;
-        if layers.end() > sizes.layers {
-            return Err(SliceError::NoSuchLayers { stage: STAGE, layers: sizes.layers, range: layers });
-        }
+        SliceError::check_layers(STAGE, sizes.layers, layers)?;
         let block = |layer| {
             let name = BlockName::new(VLM, layer);
             let norms = name.norms().map(|norm| RmsNorm::load_scale(checkpoint, &norm));

@@ -12,7 +12,7 @@ use super::linear::Linear;
 use super::norm::Modulation;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::EXPERT;
-use crate::model::flow::{Step, Steps};
+use crate::model::flow::Steps;
 use crate::tensor_file::StoredTensor;
 
 /// Numbers of steps whose tables are kept.
@@ -85,7 +85,9 @@ impl ActionTimeMlp {
 
     fn apply_to_time(&self, device: &HostDevice, time: &[f32]) -> Vec<f32> {
         let mut y = self.apply(device, time, self.bias.len());
-        y.iter_mut().zip(&self.bias).for_each(|(y, b)| *y += b);
+        for y in y.chunks_exact_mut(self.bias.len()) {
+            y.iter_mut().zip(&self.bias).for_each(|(y, b)| *y += b);
+        }
         y
     }
 
@@ -128,12 +130,18 @@ impl TimeTables {
     /// The table for this number of steps: kept, or made now.
     pub(super) fn get(&self, device: &HostDevice, steps: Steps) -> Arc<TimeTable> {
         // A poisoned list is still a list of whole tables.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = kept.iter().find(|table| table.steps == steps) {
-            return Arc::clone(table);
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |kept: &[Arc<TimeTable>]| kept.iter().find(|table| table.steps == steps).map(Arc::clone);
+        if let Some(table) = find(&kept()) {
+            return table;
         }
+        // Made without the lock, so that requests whose tables are there go on.
         let table = Arc::new(self.make(device, steps));
-        // The first one belongs to the checkpoint's own number of steps and stays.
+        let mut kept = kept();
+        if let Some(table) = find(&kept) {
+            return table;
+        }
+        // The first one is that of the checkpoint's own number of steps and stays.
         if kept.len() == KEPT_TABLES {
             kept.remove(1);
         }
@@ -142,25 +150,34 @@ impl TimeTables {
     }
 
     fn make(&self, device: &HostDevice, steps: Steps) -> TimeTable {
+        let times = embed_steps(steps, self.width, self.periods);
         let mut table = TimeTable { steps, mixed: Vec::new(), layers: Vec::new(), last: Vec::new() };
-        for step in steps.iter() {
-            let time = embed_time(step.time(), self.width, self.periods);
-            match &self.source {
-                Source::Mixed { mlp_in: Some(mlp_in) } => {
-                    table.mixed.push(mlp_in.apply_to_time(device, &time))
+        match &self.source {
+            Source::Mixed { mlp_in: None } => {}
+            Source::Mixed { mlp_in: Some(mlp_in) } => {
+                let mixed = mlp_in.apply_to_time(device, &times);
+                table.mixed = mixed.chunks_exact(self.width).map(<[f32]>::to_vec).collect();
+            }
+            Source::Adaptive(source) => {
+                let AdaptiveSource { time_in, time_out, norms, last } = &**source;
+                let conditions = condition(device, time_in, time_out, &times);
+                let modulations =
+                    |dense: &Linear| Modulation::from_dense(&dense.apply(device, &conditions), self.width);
+                table.layers.resize_with(steps.count(), Vec::new);
+                for [first, second] in norms {
+                    let both = modulations(first).into_iter().zip(modulations(second));
+                    table.layers.iter_mut().zip(both).for_each(|(layers, (a, b))| layers.push([a, b]));
                 }
-                Source::Mixed { mlp_in: None } => {}
-                Source::Adaptive(source) => {
-                    let AdaptiveSource { time_in, time_out, norms, last } = &**source;
-                    let condition = condition(device, time_in, time_out, &time);
-                    let modulation = |dense: &Linear| Modulation::from_dense(dense.apply(device, &condition));
-                    table.layers.push(norms.iter().map(|[a, b]| [modulation(a), modulation(b)]).collect());
-                    table.last.extend(last.iter().map(modulation));
-                }
+                table.last = last.as_ref().map(modulations).unwrap_or_default();
             }
         }
         table
     }
+}
+
+/// The time embeddings of all steps, one row each.
+fn embed_steps(steps: Steps, width: usize, periods: (f64, f64)) -> Vec<f32> {
+    steps.iter().flat_map(|step| embed_time(step.time(), width, periods)).collect()
 }
 
 /// `silu(time_mlp_out(silu(time_mlp_in(time))))`.
@@ -179,18 +196,19 @@ pub(super) fn conditions(device: &HostDevice, checkpoint: &Checkpoint, steps: St
     }
     let load = |name| Linear::load_with_bias(device, checkpoint, name).in_f32();
     let (time_in, time_out) = (load("time_mlp_in"), load("time_mlp_out"));
-    let embed =
-        |step: Step| embed_time(step.time(), checkpoint.sizes().expert.width, checkpoint.config().periods);
-    steps.iter().map(|step| condition(device, &time_in, &time_out, &embed(step))).collect()
+    let width = checkpoint.sizes().expert.width;
+    let times = embed_steps(steps, width, checkpoint.config().periods);
+    condition(device, &time_in, &time_out, &times).chunks_exact(width).map(<[f32]>::to_vec).collect()
 }
 
 impl Modulation {
-    /// Splits the output of an adaptive norm's dense layer: scale, shift and gate side by side.
-    fn from_dense(mut dense: Vec<f32>) -> Self {
-        let width = dense.len() / 3;
-        let gate = dense.split_off(2 * width);
-        let shift = dense.split_off(width);
-        dense.iter_mut().for_each(|scale| *scale += 1.0);
-        Self { scale: dense, shift, gate }
+    /// Splits rows of an adaptive norm's dense layer: scale, shift and gate side by side.
+    fn from_dense(rows: &[f32], width: usize) -> Vec<Self> {
+        let split = |row: &[f32]| Self {
+            scale: row[..width].iter().map(|scale| 1.0 + scale).collect(),
+            shift: row[width..2 * width].to_vec(),
+            gate: row[2 * width..].to_vec(),
+        };
+        rows.chunks_exact(3 * width).map(split).collect()
     }
 }

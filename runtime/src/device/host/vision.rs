@@ -55,9 +55,7 @@ impl VisionSlice {
         layers: LayerRange,
     ) -> Result<Self, SliceError> {
         let sizes = checkpoint.sizes().vision;
-        if layers.end() > sizes.layers {
-            return Err(SliceError::NoSuchLayers { stage: STAGE, layers: sizes.layers, range: layers });
-        }
+        SliceError::check_layers(STAGE, sizes.layers, layers)?;
         let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name);
         let position_name = format!("{VISION}.embeddings.position_embedding.weight");
         Ok(Self {
@@ -274,11 +272,5 @@ fn cubic_taps(i: usize, from: usize, to: usize) -> [(usize, f32); 4] {
     let t = source - below;
     let weights = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
     let clamp = |offset: f32| (below + offset).clamp(0.0, (from - 1) as f32) as usize;
-    [-1.0, 0.0, 1.0, 2.0]
-        .map(clamp)
-        .into_iter()
-        .zip(weights)
-        .collect::<Vec<_>>()
-        .try_into()
-        .unwrap_or_default()
+    std::array::from_fn(|tap| (clamp(tap as f32 - 1.0), weights[tap]))
 }

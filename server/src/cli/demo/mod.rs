@@ -95,17 +95,19 @@ fn synthetic_checkpoint(variant: Variant) -> miette::Result<Checkpoint> {
 fn introduce(checkpoint: &Checkpoint) {
     let ModelSizes { variant, vision, vlm, expert, horizon, steps, .. } = checkpoint.sizes();
     let parameters: usize = StageKind::ALL.map(|stage| checkpoint.totals(stage).parameters).iter().sum();
-    println!(
+    say!(
         "{variant} with {} random weights: the numbers are real, the robot would only twitch",
         scaled(parameters, "").trim()
     );
-    println!("checkpoint  {}", checkpoint.path().display());
-    println!(
+    say!("checkpoint  {}", checkpoint.path().display());
+    say!(
         "stages      vision tower {} layers, VLM {} layers, action expert {} layers",
-        vision.layers, vlm.layers, expert.layers
+        vision.layers,
+        vlm.layers,
+        expert.layers
     );
-    println!("observation 2 cameras of 256 pixels, 8 joint values, {:?}", scene::INSTRUCTION);
-    println!("answer      {horizon} actions of 7 values in {steps} denoising steps\n");
+    say!("observation 2 cameras of 256 pixels, 8 joint values, {:?}", scene::INSTRUCTION);
+    say!("answer      {horizon} actions of 7 values in {steps} denoising steps\n");
 }
 
 fn print(chunks: &[ActionChunk]) {
@@ -118,9 +120,9 @@ fn print(chunks: &[ActionChunk]) {
             std::iter::once(index.to_string()).chain(columns.iter().map(|value| format!("{value:.1}"))),
         );
     }
-    println!("{times}");
+    say!("{times}");
     if let Some(last) = chunks.last() {
-        println!("\nlast chunk");
+        say!("\nlast chunk");
         print_actions(&last.actions, SHOWN_ACTIONS);
     }
 }
