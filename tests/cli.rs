@@ -4,7 +4,6 @@
 //! Commands are written as a user would type them there.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
