@@ -96,6 +96,11 @@ pub struct HeadCounts {
     pub key_value: Option<usize>,
 }
 
+impl HeadCounts {
+    /// Those of the published policies.
+    const PUBLISHED: Self = Self { vision: 16, query: 8, expert_query: 8, key_value: None };
+}
+
 /// The keys of openpi's five-key file and of LeRobot's that matter here; the others concern training.
 #[derive(Deserialize)]
 struct ConfigFile {
@@ -117,8 +122,8 @@ struct ConfigFile {
 /// Sizes of models that are not the published ones.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct DimsFile {
-    pub(crate) vis: VisionDims,
-    pub(crate) vlm: DecoderDims,
+    pub(crate) vis: Option<VisionDims>,
+    pub(crate) vlm: Option<DecoderDims>,
     /// The expert, where it differs from the VLM.
     pub(crate) exp: Option<DecoderDims>,
 }
@@ -131,7 +136,7 @@ pub(crate) struct VisionDims {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct DecoderDims {
     pub(crate) num_heads: usize,
-    pub(crate) num_kv_heads: usize,
+    pub(crate) num_kv_heads: Option<usize>,
 }
 
 impl PolicyConfig {
@@ -174,24 +179,23 @@ impl PolicyConfig {
     fn heads(folder: &Path) -> Result<HeadCounts, ConfigError> {
         let path = folder.join("dims.json");
         if !path.exists() {
-            return Ok(HeadCounts { vision: 16, query: 8, expert_query: 8, key_value: None });
+            return Ok(HeadCounts::PUBLISHED);
         }
         let dims: DimsFile = parse(&path)?;
-        let expert_query = dims.exp.map_or(dims.vlm.num_heads, |expert| expert.num_heads);
+        let published = HeadCounts::PUBLISHED;
+        let vision = dims.vis.map_or(published.vision, |vision| vision.num_attention_heads);
+        let query = dims.vlm.as_ref().map_or(published.query, |vlm| vlm.num_heads);
+        let key_value = dims.vlm.and_then(|vlm| vlm.num_kv_heads);
+        let expert_query = dims.exp.map_or(query, |expert| expert.num_heads);
         for (key, value) in [
-            ("vis.num_attention_heads", dims.vis.num_attention_heads),
-            ("vlm.num_heads", dims.vlm.num_heads),
-            ("vlm.num_kv_heads", dims.vlm.num_kv_heads),
+            ("vis.num_attention_heads", vision),
+            ("vlm.num_heads", query),
+            ("vlm.num_kv_heads", key_value.unwrap_or(1)),
             ("exp.num_heads", expert_query),
         ] {
             bounded(&path, key, Some(value), MAX_WIDTH)?;
         }
-        Ok(HeadCounts {
-            vision: dims.vis.num_attention_heads,
-            query: dims.vlm.num_heads,
-            expert_query,
-            key_value: Some(dims.vlm.num_kv_heads),
-        })
+        Ok(HeadCounts { vision, query, expert_query, key_value })
     }
 }
 
@@ -299,7 +303,7 @@ mod tests {
         .unwrap();
         assert_eq!((config.horizon, config.action_dim, config.variant), (10, Some(32), None));
         assert_eq!(config.cameras, OPENPI_CAMERAS);
-        assert_eq!(config.heads, HeadCounts { vision: 16, query: 8, expert_query: 8, key_value: None });
+        assert_eq!(config.heads, HeadCounts::PUBLISHED);
     }
 
     #[test]
@@ -332,6 +336,9 @@ mod tests {
             let message = read(config, None).unwrap_err().to_string();
             assert!(message.contains("config.json") && message.contains(key), "{config}: {message}");
         }
+        let heads =
+            read(r#"{"chunk_size": 5}"#, Some(r#"{"vis": {"num_attention_heads": 4}}"#)).unwrap().heads;
+        assert_eq!(heads, HeadCounts { vision: 4, ..HeadCounts::PUBLISHED });
         let message = read(r#"{"chunk_size": 5}"#, Some(r#"{"vis": 3}"#)).unwrap_err().to_string();
         assert!(message.contains("dims.json") && message.contains("line 1"), "{message}");
     }

@@ -15,6 +15,9 @@ use serde::Deserialize;
 /// Longest header that is parsed, in bytes: ten times what the 813 tensors of π0.5 need.
 const MAX_HEADER_BYTES: usize = 2 << 20;
 
+/// Tensors of a corrupt file beyond this many are counted, not listed.
+const LISTED: usize = 3;
+
 /// A tensor as it lies in the file: nothing is read before it is asked for.
 #[derive(Clone)]
 pub struct StoredTensor {
@@ -194,7 +197,10 @@ fn parse(file: Arc<Mmap>) -> Result<BTreeMap<String, StoredTensor>, String> {
         return Err(format!("its header claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed"));
     }
     let Some(header) = rest.get(..length) else {
-        return Err(format!("its header claims {length} bytes, but only {} follow: truncated?", rest.len()));
+        return Err(format!(
+            "its header claims {length} bytes, but only {} follow: truncated? Fetch it again",
+            rest.len()
+        ));
     };
     let header: Header =
         serde_json::from_slice(header).map_err(|error| format!("its header is not valid: {error}"))?;
@@ -219,7 +225,13 @@ fn parse(file: Arc<Mmap>) -> Result<BTreeMap<String, StoredTensor>, String> {
     if problems.is_empty() {
         problems.extend(gaps(&tensors, data, found));
     }
-    if problems.is_empty() { Ok(tensors) } else { Err(problems.join("; ")) }
+    let more = problems.len().saturating_sub(LISTED);
+    problems.truncate(LISTED);
+    match (problems.is_empty(), more) {
+        (true, _) => Ok(tensors),
+        (false, 0) => Err(problems.join("; ")),
+        (false, _) => Err(format!("{}; and {more} more tensors", problems.join("; "))),
+    }
 }
 
 /// The first byte of the data that belongs to no tensor or to two.
@@ -254,7 +266,7 @@ fn locate(info: &TensorInfo, data: usize, file_bytes: usize) -> Result<Range<usi
     match (data.checked_add(start), data.checked_add(end)) {
         (Some(start), Some(end)) if end <= file_bytes => Ok(start..end),
         _ => Err(format!(
-            "ends at byte {end} of the data, but the file holds {}: truncated?",
+            "ends at byte {end} of the data, but the file holds {}: truncated? Fetch it again",
             file_bytes - data
         )),
     }

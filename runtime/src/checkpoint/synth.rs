@@ -168,9 +168,9 @@ fn norm_stats(sizes: &ModelSizes) -> serde_json::Value {
 
 fn dims(sizes: &ModelSizes) -> DimsFile {
     DimsFile {
-        vis: VisionDims { num_attention_heads: sizes.vision.heads },
-        vlm: DecoderDims { num_heads: sizes.vlm.heads, num_kv_heads: sizes.vlm.kv_heads },
-        exp: Some(DecoderDims { num_heads: sizes.expert.heads, num_kv_heads: sizes.expert.kv_heads }),
+        vis: Some(VisionDims { num_attention_heads: sizes.vision.heads }),
+        vlm: Some(DecoderDims { num_heads: sizes.vlm.heads, num_kv_heads: Some(sizes.vlm.kv_heads) }),
+        exp: Some(DecoderDims { num_heads: sizes.expert.heads, num_kv_heads: Some(sizes.expert.kv_heads) }),
     }
 }
 

@@ -8,6 +8,10 @@ use super::sentencepiece;
 /// Names a tokenizer is looked for in a folder, in this order.
 pub const FILES: [&str; 3] = ["tokenizer.json", "paligemma_tokenizer.model", "tokenizer.model"];
 
+/// What to use instead.
+const ADVICE: &str =
+    "Use that of google/paligemma-3b-pt-224 (tokenizer.json) or openpi's paligemma_tokenizer.model";
+
 /// Text to token ids of the model.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -36,7 +40,7 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
     /// The file is no tokenizer.
-    #[error("{} is not a usable tokenizer: {reason}", path.display())]
+    #[error("{} is not a usable tokenizer: {reason}. {ADVICE}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -44,7 +48,7 @@ pub enum TokenizerError {
         reason: String,
     },
     /// A tokenizer, but not of the Gemma family.
-    #[error("{} is not a Gemma tokenizer: it has no token <bos>", path.display())]
+    #[error("{} is not a Gemma tokenizer: it has no token <bos>. {ADVICE}", path.display())]
     NotGemma {
         /// The file.
         path: PathBuf,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
-use miette::{IntoDiagnostic, miette};
+use miette::miette;
 use serde::Serialize;
 use tensact::runtime::Tensor;
 use tensact::runtime::checkpoint::Checkpoint;
@@ -17,7 +17,7 @@ use tensact::{ActionChunk, Options, Pipeline, ProfileChoice, Request, Start, Tim
 
 use super::output::{self, rows};
 use super::table::table;
-use super::{HostOptions, open_checkpoint, print_json, progress, warn};
+use super::{HostOptions, open_checkpoint, print_json, progress, told, warn};
 
 /// Turn camera images, an instruction and a robot state into actions.
 #[derive(Args)]
@@ -121,14 +121,14 @@ impl Infer {
             tokenizer: self.tokenizer.clone(),
             asset: self.asset_id.clone(),
         };
-        let pipeline = Pipeline::load(checkpoint, &options).into_diagnostic()?;
+        let pipeline = Pipeline::load(checkpoint, &options).map_err(told)?;
         if *pipeline.statistics() == Source::Nowhere {
             warn("the checkpoint has no statistics: state and actions pass unscaled");
         }
         let observation = self.observation(&pipeline)?;
         let request = Request { start: Start::Seed(self.seed), steps: self.steps, chunking: None };
         let spinner = progress::spinner("computing");
-        let chunk = pipeline.infer(&observation, &request).into_diagnostic()?;
+        let chunk = pipeline.infer(&observation, &request).map_err(told)?;
         spinner.finish_and_clear();
         self.report(&chunk)
     }
@@ -172,18 +172,18 @@ impl Infer {
     }
 
     fn infer_tensors(&self, checkpoint: &Checkpoint, tensors: &Path, out: &Path) -> miette::Result<()> {
-        let file = TensorFile::open(tensors).into_diagnostic()?;
+        let file = TensorFile::open(tensors).map_err(told)?;
         let sizes = checkpoint.sizes();
-        let steps = self.steps.map_or_else(|| Steps::new(sizes.steps), Ok).into_diagnostic()?;
+        let steps = self.steps.map_or_else(|| Steps::new(sizes.steps), Ok).map_err(told)?;
         let inputs =
-            read_inputs(&file, sizes, &checkpoint.config().cameras, steps, self.seed).into_diagnostic()?;
-        let policy = Policy::load(&self.host.device()?, checkpoint, &Cuts::none(sizes)).into_diagnostic()?;
+            read_inputs(&file, sizes, &checkpoint.config().cameras, steps, self.seed).map_err(told)?;
+        let policy = Policy::load(&self.host.device()?, checkpoint, &Cuts::none(sizes)).map_err(told)?;
         let spinner = progress::spinner("computing");
-        let (actions, _) = policy.infer(&inputs.samples).into_diagnostic()?;
+        let (actions, _) = policy.infer(&inputs.samples).map_err(told)?;
         spinner.finish_and_clear();
         let shape = [actions.len(), sizes.horizon, sizes.action_dim];
-        let actions = Tensor::new(shape, actions.into_iter().flat_map(Tensor::into_data).collect())
-            .into_diagnostic()?;
+        let actions =
+            Tensor::new(shape, actions.into_iter().flat_map(Tensor::into_data).collect()).map_err(told)?;
         let members: Vec<Vec<&[f32]>> =
             rows(&actions).chunks(sizes.horizon).map(<[&[f32]]>::to_vec).collect();
         let answer = serde_json::json!({ "actions": members });

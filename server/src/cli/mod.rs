@@ -24,7 +24,6 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use miette::IntoDiagnostic;
 use tensact::runtime::checkpoint::{Checkpoint, hub};
 use tensact::runtime::device::host::{ComputeDtype, HostDevice};
 
@@ -78,8 +77,13 @@ struct HostOptions {
 
 impl HostOptions {
     fn device(&self) -> miette::Result<Arc<HostDevice>> {
-        HostDevice::new(self.threads, self.dtype).into_diagnostic()
+        HostDevice::new(self.threads, self.dtype).map_err(told)
     }
+}
+
+/// An error as its own words say it; they hold the cause already.
+fn told(error: impl std::error::Error) -> miette::Report {
+    miette::miette!("{error}")
 }
 
 /// Opens a checkpoint by path or Hugging Face id, which is downloaded with a progress bar.
@@ -96,7 +100,7 @@ fn open_checkpoint(reference: &str) -> miette::Result<Checkpoint> {
     if let Some((_, bar)) = bar {
         bar.finish_and_clear();
     }
-    Checkpoint::open(&path.into_diagnostic()?).into_diagnostic()
+    Checkpoint::open(&path.map_err(told)?).map_err(told)
 }
 
 /// What `say!` does.
@@ -112,7 +116,7 @@ fn write_line(text: std::fmt::Arguments<'_>) {
 
 /// Prints a value as JSON, for programs.
 fn print_json(value: &impl serde::Serialize) -> miette::Result<()> {
-    say!("{}", serde_json::to_string_pretty(value).into_diagnostic()?);
+    say!("{}", serde_json::to_string_pretty(value).map_err(told)?);
     Ok(())
 }
 

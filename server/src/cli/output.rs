@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use miette::{IntoDiagnostic, miette};
+use miette::miette;
 use npyz::WriterBuilder;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 use tensact::runtime::Tensor;
+
+use super::told;
 
 /// The innermost rows of a tensor.
 pub(super) fn rows(tensor: &Tensor) -> Vec<&[f32]> {
@@ -19,7 +21,12 @@ pub(super) fn rows(tensor: &Tensor) -> Vec<&[f32]> {
 /// Refuses files of unknown kinds, before minutes of work.
 pub(super) fn check(path: &Path) -> miette::Result<()> {
     match extension(path) {
-        "json" | "npy" | "safetensors" => Ok(()),
+        "json" | "npy" | "safetensors" => match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+                Err(miette!("cannot write {}: there is no folder {}", path.display(), folder.display()))
+            }
+            _ => Ok(()),
+        },
         _ => Err(miette!(
             "cannot write {}: expected a name that ends in .json, .npy or .safetensors",
             path.display()
@@ -38,12 +45,12 @@ pub(super) fn write(path: &Path, name: &str, tensor: &Tensor, answer: &impl Seri
         "npy" => write_npy(path, tensor).map_err(failed),
         "safetensors" => {
             let bytes: Vec<u8> = tensor.data().iter().flat_map(|value| value.to_le_bytes()).collect();
-            let view = TensorView::new(Dtype::F32, tensor.shape().to_vec(), &bytes).into_diagnostic()?;
-            let file = safetensors::serialize([(name, view)], None).into_diagnostic()?;
+            let view = TensorView::new(Dtype::F32, tensor.shape().to_vec(), &bytes).map_err(told)?;
+            let file = safetensors::serialize([(name, view)], None).map_err(told)?;
             std::fs::write(path, file).map_err(failed)
         }
         _ => {
-            let text = serde_json::to_string_pretty(answer).into_diagnostic()?;
+            let text = serde_json::to_string_pretty(answer).map_err(told)?;
             std::fs::write(path, text).map_err(failed)
         }
     }

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use miette::{IntoDiagnostic, miette};
+use miette::miette;
 use tensact::topology::plan::{Goal, Plan, PlanPoint, PlanRequest, plan};
 use tensact::topology::{Calibration, RequestShape, draw};
 
 use super::policy_sizes::PolicyOptions;
 use super::print_json;
 use super::table::table;
+use super::told;
 use super::topology::board;
 
 /// Choose what runs where on a board, and say how fast it will be and why.
@@ -85,7 +86,7 @@ impl PlanCommand {
             tensor_split: self.tensor_split,
             ..PlanRequest::new(&board, &sizes, self.goal(), Calibration::shipped())
         };
-        let plan = plan(&request).into_diagnostic()?;
+        let plan = plan(&request).map_err(told)?;
         if let Some(out) = &self.out {
             std::fs::write(out, plan.deployment_toml(&checkpoint))
                 .map_err(|error| miette!("cannot write {}: {error}", out.display()))?;

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use clap::Args;
-use miette::{IntoDiagnostic, miette};
+use miette::miette;
 use tensact::runtime::checkpoint::Checkpoint;
 use tensact::topology::{Deployment, ModelSizes, Variant};
 
 use super::open_checkpoint;
 use super::synth::VariantName;
+use super::told;
 
 /// A checkpoint's own sizes, or those of a published policy.
 #[derive(Args)]
@@ -40,7 +41,7 @@ pub(super) fn deployed_sizes(deployment: &Deployment, path: &Path) -> miette::Re
     let beside = path.parent().unwrap_or(Path::new(".")).join(name);
     for candidate in [&beside, Path::new(name)] {
         if candidate.exists() {
-            return Ok(*Checkpoint::open(candidate).into_diagnostic()?.sizes());
+            return Ok(*Checkpoint::open(candidate).map_err(told)?.sizes());
         }
     }
     match name.rsplit('/').next().unwrap_or(name) {

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use miette::IntoDiagnostic;
 use tensact::runtime::checkpoint::synth::{self, SynthDtype, SynthSize};
 use tensact::topology::{ModelSizes, Variant};
 
 use super::progress;
+use super::told;
 
 /// Write a deterministic checkpoint with the real names, shapes and types, and random weights.
 #[derive(Args)]
@@ -88,7 +88,7 @@ pub(super) fn write(
         bar.set_length(total);
         bar.set_position(made);
     };
-    synth::write(dir, sizes, seed, dtype, &report).into_diagnostic()?;
+    synth::write(dir, sizes, seed, dtype, &report).map_err(told)?;
     bar.finish_and_clear();
     Ok(())
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use miette::IntoDiagnostic;
 use serde::Serialize;
 use tensact::runtime::model::flow::Steps;
 use tensact::runtime::reference::read_inputs;
@@ -12,7 +11,7 @@ use tensact::runtime::verify::{Report, verify};
 
 use super::infer::steps;
 use super::table::table;
-use super::{HostOptions, open_checkpoint, print_json, progress};
+use super::{HostOptions, open_checkpoint, print_json, progress, told};
 
 /// Compute every tensor of a reference and print how close it is; exit with 1 when one is not close enough.
 ///
@@ -29,7 +28,7 @@ pub(super) struct Verify {
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
     /// Least correlation of every tensor. Norms may differ by one minus this: correlation cannot see a wrong scale.
-    #[arg(long, value_name = "PCC", default_value_t = 0.99)]
+    #[arg(long, value_name = "PCC", default_value_t = 0.99, value_parser = correlation)]
     threshold: f64,
     /// Denoising steps; the checkpoint's own unless given.
     #[arg(long, value_name = "N", value_parser = steps)]
@@ -39,6 +38,13 @@ pub(super) struct Verify {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn correlation(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
 }
 
 #[derive(Serialize)]
@@ -52,12 +58,12 @@ struct Verdict<'a> {
 impl Verify {
     pub(super) fn run(self) -> miette::Result<()> {
         let checkpoint = open_checkpoint(&self.checkpoint)?;
-        let steps = self.steps.map_or_else(|| Steps::new(checkpoint.sizes().steps), Ok).into_diagnostic()?;
-        let reference = TensorFile::open(&self.reference).into_diagnostic()?;
+        let steps = self.steps.map_or_else(|| Steps::new(checkpoint.sizes().steps), Ok).map_err(told)?;
+        let reference = TensorFile::open(&self.reference).map_err(told)?;
         let cameras = &checkpoint.config().cameras;
-        let inputs = read_inputs(&reference, checkpoint.sizes(), cameras, steps, 0).into_diagnostic()?;
+        let inputs = read_inputs(&reference, checkpoint.sizes(), cameras, steps, 0).map_err(told)?;
         let spinner = progress::spinner("computing");
-        let report = verify(&self.host.device()?, &checkpoint, &reference, &inputs).into_diagnostic()?;
+        let report = verify(&self.host.device()?, &checkpoint, &reference, &inputs).map_err(told)?;
         spinner.finish_and_clear();
 
         let passed = report.reaches(self.threshold);

@@ -6,7 +6,6 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use miette::IntoDiagnostic;
 use serde::Serialize;
 use tensact::runtime::checkpoint::Checkpoint;
 use tensact::runtime::checkpoint::synth::{SynthDtype, SynthSize};
@@ -17,7 +16,7 @@ use super::infer::print_actions;
 use super::output::rows;
 use super::synth::VariantName;
 use super::table::{scaled, table};
-use super::{HostOptions, print_json, progress, synth};
+use super::{HostOptions, print_json, progress, synth, told};
 
 /// Actions that are printed of the last chunk.
 const SHOWN_ACTIONS: usize = 5;
@@ -55,7 +54,7 @@ impl Demo {
             profile: ProfileChoice::Named("libero".into()),
             ..Options::default()
         };
-        let pipeline = Pipeline::load(&checkpoint, &options).into_diagnostic()?;
+        let pipeline = Pipeline::load(&checkpoint, &options).map_err(told)?;
         if !self.json {
             introduce(&checkpoint);
         }
@@ -63,7 +62,7 @@ impl Demo {
         let mut chunks = Vec::new();
         for frame in 0..self.observations.get() {
             let observation = scene::observation(frame);
-            chunks.push(pipeline.infer(&observation, &Request::default()).into_diagnostic()?);
+            chunks.push(pipeline.infer(&observation, &Request::default()).map_err(told)?);
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -89,7 +88,7 @@ fn synthetic_checkpoint(variant: Variant) -> miette::Result<Checkpoint> {
         return Ok(checkpoint);
     }
     synth::write(&folder, &SynthSize::Small.sizes(variant), 0, SynthDtype::Bf16)?;
-    Checkpoint::open(&folder).into_diagnostic()
+    Checkpoint::open(&folder).map_err(told)
 }
 
 fn introduce(checkpoint: &Checkpoint) {
