@@ -2,11 +2,13 @@
 //!
 //! The slices are cut at every layer, so each intermediate is the output of a slice.
 
-use std::collections::BTreeMap;
+mod report;
+
 use std::sync::Arc;
 
-use serde::Serialize;
 use tensact_topology::{ModelSizes, StageKind, Variant};
+
+pub use report::{Closeness, Comparison, Report};
 
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
@@ -16,85 +18,6 @@ use crate::model::{KeyValue, KvCache, ModelInput};
 use crate::policy::{Cuts, Policy, PolicyError, RequestCache};
 use crate::reference::{ReferenceError, ReferenceInputs};
 use crate::tensor_file::TensorFile;
-
-/// How close two tensors are. All sums are f64.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Closeness {
-    /// Pearson's correlation: 1 for equal up to scale and offset, which it cannot see. 1 where both are constant.
-    pub pcc: f64,
-    /// `‖found - expected‖ / ‖expected‖`.
-    pub relative_error: f64,
-    /// `‖found‖ / ‖expected‖`.
-    pub norm_ratio: f64,
-}
-
-impl Closeness {
-    /// Of two sequences of the same length. Values that are not numbers make all three not a number.
-    pub fn of(found: &[f32], expected: &[f32]) -> Self {
-        let n = found.len() as f64;
-        let pairs = || found.iter().zip(expected).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-        let (mean_a, mean_b) = pairs().fold((0.0, 0.0), |(sa, sb), (a, b)| (sa + a / n, sb + b / n));
-        let mut sums = [0.0; 6];
-        for (a, b) in pairs() {
-            let (da, db) = (a - mean_a, b - mean_b);
-            let terms = [da * db, da * da, db * db, (a - b) * (a - b), a * a, b * b];
-            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
-        }
-        let [covariance, variance_a, variance_b, error, norm_a, norm_b] = sums;
-        let ratio = |a: f64, b: f64| if a == 0.0 && b == 0.0 { 0.0 } else { (a / b).sqrt() };
-        // Below this the differences from the mean are rounding: the tensor is constant.
-        let constant = |variance: f64, norm: f64| variance <= 1e-12 * norm;
-        let pcc = match (constant(variance_a, norm_a), constant(variance_b, norm_b)) {
-            (true, true) => 1.0,
-            (false, false) => covariance / (variance_a * variance_b).sqrt(),
-            // Not a number is not constant either, so it comes out as what it is.
-            _ => 0.0 * covariance,
-        };
-        Self {
-            pcc,
-            relative_error: ratio(error, norm_b),
-            norm_ratio: if norm_a == norm_b { 1.0 } else { ratio(norm_a, norm_b) },
-        }
-    }
-
-    /// Whether correlation reaches `threshold` and the norms differ by at most `1 - threshold`.
-    pub fn reaches(&self, threshold: f64) -> bool {
-        self.pcc >= threshold && (self.norm_ratio - 1.0).abs() <= 1.0 - threshold
-    }
-}
-
-/// One tensor of a reference.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Comparison {
-    /// Its name in the reference.
-    pub name: String,
-    /// The stage that computes it.
-    pub stage: StageKind,
-    /// The rows that were compared: those of valid tokens.
-    #[serde(skip)]
-    pub rows: Vec<usize>,
-    /// Number of values compared.
-    pub values: usize,
-    /// How close they are.
-    #[serde(flatten)]
-    pub closeness: Closeness,
-}
-
-/// What came of holding a policy against a reference.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// Every tensor that was compared, in the order of computation.
-    pub comparisons: Vec<Comparison>,
-    /// Tensors of the reference that were not, and why.
-    pub not_compared: BTreeMap<String, &'static str>,
-}
-
-impl Report {
-    /// Whether every tensor is close enough: see [`Closeness::reaches`].
-    pub fn reaches(&self, threshold: f64) -> bool {
-        self.comparisons.iter().all(|comparison| comparison.closeness.reaches(threshold))
-    }
-}
 
 /// A reference could not be held against a policy.
 #[derive(Debug, thiserror::Error)]
