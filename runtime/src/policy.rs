@@ -180,15 +180,11 @@ impl Policy {
         let present: Vec<&Tensor> = inputs.iter().flat_map(|input| input.images.iter().flatten()).collect();
         let mut tokens = Vec::with_capacity(present.len());
         for alike in present.chunk_by(|a, b| a.shape() == b.shape()) {
-            let shape = [&[alike.len()], alike[0].shape()].concat();
-            let data = alike.iter().flat_map(|image| image.data()).copied().collect();
-            let mut hidden = Tensor::new(shape, data).expect("all images have the shape of the first");
+            let mut hidden = Tensor::stack(alike).expect("these images have one shape");
             for slice in &self.vision {
                 hidden = slice.run(&hidden)?;
             }
-            let (patches, width) = (hidden.shape()[1], hidden.shape()[2]);
-            let images = hidden.data().chunks_exact(patches * width);
-            tokens.extend(images.filter_map(|image| Tensor::new([patches, width], image.to_vec()).ok()));
+            tokens.extend((0..alike.len()).map(|image| hidden.member(image)));
         }
         let mut tokens = tokens.into_iter();
         Ok(inputs

@@ -131,7 +131,7 @@ pub fn read_inputs(
             state: state.row(sample).to_vec(),
         },
         noise: match &given_noise {
-            Some(given) => member(given, sample),
+            Some(given) => given.member(sample),
             None => noise(sizes, seed.wrapping_add(sample as u64)),
         },
         steps,
@@ -145,14 +145,6 @@ pub fn read_inputs(
     })
 }
 
-/// Member `index` of a batch.
-fn member(batch: &Tensor, index: usize) -> Tensor {
-    let shape = &batch.shape()[1..];
-    let size: usize = shape.iter().product();
-    Tensor::new(shape, batch.data()[index * size..][..size].to_vec())
-        .expect("a member has the batch's inner shape")
-}
-
 /// One camera's images.
 struct CameraImages {
     name: String,
@@ -162,7 +154,7 @@ struct CameraImages {
 
 impl CameraImages {
     fn of(&self, sample: usize) -> Option<Tensor> {
-        self.present[sample].then(|| member(&self.images, sample))
+        self.present[sample].then(|| self.images.member(sample))
     }
 }
 

@@ -41,6 +41,23 @@ impl Tensor {
         Self { shape, data }
     }
 
+    /// Tensors of one shape as one with a new outermost dimension; `None` when there are none, or shapes differ.
+    pub(crate) fn stack(members: &[&Tensor]) -> Option<Self> {
+        let first = members.first()?;
+        if members.iter().any(|member| member.shape != first.shape) {
+            return None;
+        }
+        let shape = [&[members.len()], first.shape()].concat();
+        Some(Self { shape, data: members.iter().flat_map(|member| &member.data).copied().collect() })
+    }
+
+    /// Member `index` of the outermost dimension.
+    pub(crate) fn member(&self, index: usize) -> Self {
+        let shape = self.shape[1..].to_vec();
+        let size: usize = shape.iter().product();
+        Self { shape, data: self.data[index * size..][..size].to_vec() }
+    }
+
     /// The dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -92,6 +109,17 @@ mod tests {
         assert!(Tensor::new([2, 3], vec![0.0; 6]).is_ok());
         assert!(Tensor::new([2, 3], vec![0.0; 5]).is_err());
         assert!(Tensor::new([usize::MAX, 2], vec![]).is_err());
+    }
+
+    #[test]
+    fn members_of_a_stack_are_what_was_stacked() {
+        let member = |start: u8| Tensor::new([2, 3], (0..6).map(|v| f32::from(start + v)).collect()).unwrap();
+        let (a, b) = (member(0), member(6));
+        let stack = Tensor::stack(&[&a, &b]).unwrap();
+        assert_eq!(stack.shape(), [2, 2, 3]);
+        assert_eq!((stack.member(0), stack.member(1)), (a.clone(), b));
+        assert_eq!(Tensor::stack(&[&a, &Tensor::zeros([6])]), None);
+        assert_eq!(Tensor::stack(&[]), None);
     }
 
     #[test]

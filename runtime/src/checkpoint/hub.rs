@@ -7,7 +7,8 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::stays_inside;
+use super::{shards, stays_inside};
+use crate::tensor_file::TensorFileError;
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -39,6 +40,9 @@ pub struct DownloadProgress {
 /// A checkpoint that is neither here nor to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
+    /// The index of the shards cannot be used.
+    #[error(transparent)]
+    Index(#[from] TensorFileError),
     /// Neither a path that exists nor an id.
     #[error(
         "no file or folder `{reference}`, and it is no Hugging Face id (owner/name or owner/name@revision)"
@@ -180,7 +184,7 @@ impl Hub {
         let snapshot = folder.join("snapshots").join(commit.trim());
         let has = |file: &str| snapshot.join(file).is_file();
         let sharded =
-            || shards(&snapshot.join(INDEX)).is_ok_and(|shards| shards.iter().all(|shard| has(shard)));
+            || plain_shards(&snapshot.join(INDEX)).is_ok_and(|shards| shards.iter().all(|shard| has(shard)));
         (has(CONFIG) && (has(WEIGHTS) || sharded())).then_some(snapshot)
     }
 
@@ -219,7 +223,7 @@ impl Hub {
             fetch(file)?;
         }
         if !files.contains(WEIGHTS) {
-            for shard in shards(&snapshot.join(INDEX))? {
+            for shard in plain_shards(&snapshot.join(INDEX))? {
                 fetch(&shard)?;
             }
         }
@@ -281,18 +285,14 @@ fn is_companion(file: &str) -> bool {
     COMPANIONS.contains(&file) || processor || statistics
 }
 
-/// The shards that an index names.
-fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::HashMap<String, String>,
-    }
-    let failed = |source| HubError::Io { path: index.to_owned(), source };
-    let index: Index = serde_json::from_slice(&std::fs::read(index).map_err(failed)?)
-        .map_err(|error| failed(error.into()))?;
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+/// The shards that a downloaded index names, when each is safe as part of a path and of an address.
+fn plain_shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
+    let shards = shards(index)?;
     match shards.iter().find(|shard| !is_plain(shard)) {
-        Some(shard) => Err(failed(std::io::Error::other(format!("`{shard}` is no name of a shard")))),
+        Some(shard) => {
+            let source = std::io::Error::other(format!("`{shard}` is no name of a shard"));
+            Err(HubError::Io { path: index.to_owned(), source })
+        }
         None => Ok(shards),
     }
 }

@@ -170,17 +170,21 @@ fn weight_files(path: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointError>
     if !index_path.is_file() {
         return Err(CheckpointError::NotFound { path: path.into() });
     }
-    let bad_index = |problem| TensorFileError::Corrupt { path: index_path.clone(), problem };
-    let text = std::fs::read(&index_path)
-        .map_err(|source| TensorFileError::Open { path: index_path.clone(), source })?;
-    let index: ShardIndex = serde_json::from_slice(&text).map_err(|error| bad_index(error.to_string()))?;
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
-    for shard in &shards {
-        if !stays_inside(shard) {
-            return Err(bad_index(format!("it names the file {shard:?}, which is not in its folder")).into());
-        }
+    let shards = shards(&index_path)?;
+    if let Some(shard) = shards.iter().find(|shard| !stays_inside(shard)) {
+        let problem = format!("it names the file {shard:?}, which is not in its folder");
+        return Err(TensorFileError::Corrupt { path: index_path, problem }.into());
     }
     Ok((path.into(), shards.into_iter().map(|shard| path.join(shard)).collect()))
+}
+
+/// The names of shards in an index, as it spells them: whoever follows them says first which names it trusts.
+pub(crate) fn shards(index_path: &Path) -> Result<BTreeSet<String>, TensorFileError> {
+    let text = std::fs::read(index_path)
+        .map_err(|source| TensorFileError::Open { path: index_path.into(), source })?;
+    let index: ShardIndex = serde_json::from_slice(&text)
+        .map_err(|error| TensorFileError::Corrupt { path: index_path.into(), problem: error.to_string() })?;
+    Ok(index.weight_map.into_values().collect())
 }
 
 /// Opens every file, or says what is wrong with each that cannot be opened.

@@ -135,11 +135,9 @@ impl Run<'_> {
             let present: Vec<(usize, &Tensor)> = (self.models.iter().enumerate())
                 .filter_map(|(sample, model)| Some((sample, model.images[camera].as_ref()?)))
                 .collect();
-            let Some((_, first)) = present.first() else { continue };
-            let shape = [&[present.len()], first.shape()].concat();
-            let data = present.iter().flat_map(|(_, image)| image.data()).copied().collect();
-            let images = Tensor::new(shape, data).expect("images of one camera have one shape");
-            let members: Vec<usize> = present.iter().map(|(sample, _)| *sample).collect();
+            let (members, images): (Vec<usize>, Vec<&Tensor>) = present.into_iter().unzip();
+            // Images of one camera have one shape, so only a camera that nobody has gives no stack.
+            let Some(images) = Tensor::stack(&images) else { continue };
 
             let mut hidden = self.policy.vision[0].embed(&images)?;
             self.compare_images(name, "embeddings", &hidden, &members)?;
@@ -152,10 +150,7 @@ impl Run<'_> {
             let projected = last.project(&normed)?;
             self.compare_images(name, "tower_out", &normed, &members)?;
             self.compare_images(name, "projected", &projected, &members)?;
-            let (patches, width) = (projected.shape()[1], projected.width());
-            for (image, &sample) in projected.data().chunks_exact(patches * width).zip(&members) {
-                tokens[sample].extend(Tensor::new([patches, width], image.to_vec()));
-            }
+            members.iter().enumerate().for_each(|(i, &sample)| tokens[sample].push(projected.member(i)));
         }
         Ok(tokens)
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tensact_topology::{DecoderSizes, LayerRange, ModelSizes, StageKind, Variant};
 
-use super::HostDevice;
 use super::activation::silu;
 use super::attention::attention;
 use super::decoder::{BlockName, DecoderBlock};
@@ -13,7 +12,7 @@ use super::norm::{Modulation, RmsNorm};
 use super::prefix::split;
 use super::rope::Rotation;
 use super::time::{ActionTimeMlp, TimeTable, TimeTables, conditions};
-use super::vision::of_shape;
+use super::{HostDevice, of_shape};
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::EXPERT;

@@ -27,6 +27,8 @@ pub use expert::{ExpertSlice, StepInput};
 pub use prefix::{PrefixInput, PrefixSlice};
 pub use vision::VisionSlice;
 
+use crate::Tensor;
+
 /// In which type products take their factors. Sums, norms, softmax and the residual stream are f32 in either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ComputeDtype {
@@ -127,4 +129,9 @@ impl HostDevice {
             });
         }
     }
+}
+
+/// A tensor whose values were computed for this shape.
+fn of_shape(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Tensor {
+    Tensor::new(shape, data).expect("kernels give as many values as their shapes say")
 }

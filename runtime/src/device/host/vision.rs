@@ -10,7 +10,7 @@ use super::activation::gelu_tanh;
 use super::attention::{Heads, attention};
 use super::linear::Linear;
 use super::norm::LayerNorm;
-use super::{HostDevice, vectorise::widest};
+use super::{HostDevice, of_shape, vectorise::widest};
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::{PROJECTOR, VISION};
@@ -174,11 +174,6 @@ impl VisionSlice {
     fn not_here(&self, what: &'static str) -> SliceError {
         SliceError::NotHere { stage: STAGE, what, range: self.layers }
     }
-}
-
-/// A tensor whose values were computed for this shape.
-pub(super) fn of_shape(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Tensor {
-    Tensor::new(shape, data).expect("kernels give as many values as their shapes say")
 }
 
 impl Block {
