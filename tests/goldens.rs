@@ -245,7 +245,7 @@ fn larger_images_resize_the_position_table() {
     };
     let embedded = tower.embed(&tensor("in.image.0")).unwrap();
     let normed = tower.normalise(&tower.blocks(embedded.clone()).unwrap()).unwrap();
-    let projected = tower.run(&tensor("in.image.0")).unwrap();
+    let projected = tower.project(&normed).unwrap();
     for (name, found) in [("embeddings", embedded), ("tower_out", normed), ("projected", projected)] {
         let closeness = Closeness::of(found.data(), tensor(&format!("vision.0.{name}")).data());
         assert!(closeness.relative_error < 1e-5, "{name}: {closeness:?}");

@@ -7,8 +7,8 @@ use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
 
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
-use crate::device::SliceError;
-use crate::device::host::{ExpertSlice, HostDevice, PrefixInput, PrefixSlice, StepInput, VisionSlice};
+use crate::device::host::{ExpertSlice, HostDevice, PrefixSlice, VisionSlice};
+use crate::device::{ExpertStage, PrefixInput, PrefixStage, SliceError, StepInput, VisionStage};
 use crate::model::flow::{Guidance, Step, Steps};
 use crate::model::{KeyValue, KvCache, ModelInput};
 
@@ -171,20 +171,17 @@ impl Policy {
         Ok((actions, StageTimes { vision, prefix, denoise }))
     }
 
-    /// The vision stage: image tokens `[patches, width]` of every camera that is there, per input. Neighbouring images
-    /// of one size run together.
+    /// The vision stage: image tokens `[patches, width]` of every camera that is there, per input.
     ///
     /// # Errors
     /// When an image has another shape than the policy takes.
     pub fn see(&self, inputs: &[&ModelInput]) -> Result<Vec<Vec<Tensor>>, SliceError> {
         let present: Vec<&Tensor> = inputs.iter().flat_map(|input| input.images.iter().flatten()).collect();
-        let mut tokens = Vec::with_capacity(present.len());
-        for alike in present.chunk_by(|a, b| a.shape() == b.shape()) {
-            let mut hidden = Tensor::stack(alike).expect("these images have one shape");
-            for slice in &self.vision {
-                hidden = slice.run(&hidden)?;
-            }
-            tokens.extend((0..alike.len()).map(|image| hidden.member(image)));
+        let (first, others) =
+            self.vision.split_first().expect("covered-once leaves no stage without a slice");
+        let mut tokens = first.run(&present)?;
+        for slice in others {
+            tokens = slice.run(&tokens.iter().collect::<Vec<_>>())?;
         }
         let mut tokens = tokens.into_iter();
         Ok(inputs

@@ -1,8 +1,15 @@
 //! The devices that run slices of a policy.
 
 pub mod host;
+mod stage;
 
 use tensact_topology::{LayerRange, StageKind};
+
+pub use stage::{
+    ExpertStage, FirstStep, Followed, PrefixInput, PrefixPass, PrefixStage, StepInput, VisionStage,
+};
+
+use crate::model::{KeyValue, KvCache};
 
 /// A slice of a stage was loaded or run with something it cannot take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,11 +54,47 @@ pub enum SliceError {
         /// The layers of the slice.
         range: LayerRange,
     },
+    /// A first step got more entries than its slice has layers, or was finished before it got them all.
+    #[error("layers {range} of the expert stage take {} entries of keys and values, found {found}", .range.len())]
+    Entries {
+        /// The layers of the slice.
+        range: LayerRange,
+        /// Entries that it got.
+        found: usize,
+    },
 }
 
 impl SliceError {
     /// Whether a stage of `depth` layers has the layers of `range`.
     fn check_layers(stage: StageKind, depth: usize, range: LayerRange) -> Result<(), Self> {
         if range.end() <= depth { Ok(()) } else { Err(Self::NoSuchLayers { stage, layers: depth, range }) }
+    }
+
+    /// Whether a cache is that of `layers`, with entries `[tokens, width]`.
+    fn check_cache(layers: LayerRange, width: usize, cache: &KvCache) -> Result<(), Self> {
+        let fits = |index| Self::check_entry(width, cache.tokens(), cache.entry(index)).is_ok();
+        if cache.layers() == layers && (0..layers.len()).all(fits) {
+            return Ok(());
+        }
+        Err(Self::Shape {
+            stage: StageKind::Expert,
+            what: "a KV cache",
+            expected: format!("[tokens, {width}] for layers {layers}"),
+            found: vec![cache.layers().start(), cache.layers().end(), cache.entry(0).keys.width()],
+        })
+    }
+
+    /// Whether the keys and values of one layer are `[tokens, width]`.
+    fn check_entry(width: usize, tokens: usize, entry: &KeyValue) -> Result<(), Self> {
+        let expected = [tokens, width];
+        match [&entry.keys, &entry.values].into_iter().find(|part| part.shape() != expected) {
+            None => Ok(()),
+            Some(odd) => Err(Self::Shape {
+                stage: StageKind::Expert,
+                what: "keys and values",
+                expected: format!("{expected:?}"),
+                found: odd.shape().into(),
+            }),
+        }
     }
 }

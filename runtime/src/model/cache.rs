@@ -27,6 +27,16 @@ impl KeyValue {
     pub fn tokens(&self) -> usize {
         self.keys.rows()
     }
+
+    /// These keys and values with those of more tokens behind them, given row after row.
+    pub(crate) fn followed_by(&self, keys: &[f32], values: &[f32]) -> Self {
+        let join = |cached: &Tensor, new: &[f32]| {
+            let data = [cached.data(), new].concat();
+            let shape = [data.len() / cached.width(), cached.width()];
+            Tensor::new(shape, data).expect("new rows are as wide as the cached ones")
+        };
+        Self { keys: join(&self.keys, keys), values: join(&self.values, values) }
+    }
 }
 
 /// Keys and values of one sequence for the layers of an expert slice.

@@ -12,8 +12,8 @@ pub use report::{Closeness, Comparison, Report};
 
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
-use crate::device::SliceError;
-use crate::device::host::{ExpertSlice, HostDevice, PrefixInput, StepInput};
+use crate::device::host::{ExpertSlice, HostDevice};
+use crate::device::{ExpertStage, PrefixInput, PrefixStage, SliceError, StepInput};
 use crate::model::{KeyValue, KvCache, ModelInput};
 use crate::policy::{Cuts, Policy, PolicyError, RequestCache};
 use crate::reference::{ReferenceError, ReferenceInputs};
@@ -283,13 +283,15 @@ impl Run<'_> {
             }
             let inputs = first_inputs(self.inputs, caches, layer);
             if layer == 0 {
-                actions = self.policy.expert[0].embed_actions(&inputs)?;
+                let noisy: Vec<_> = inputs.iter().map(|input| (input.x, input.step)).collect();
+                actions = self.policy.expert[0].embed_actions(&noisy)?;
                 self.compare_suffix("step0.suffix_embs".into(), embedded_state.as_ref(), &actions)?;
             }
             actions = self.policy.expert[layer].blocks(actions, &inputs)?;
             self.compare_suffix(format!("step0.layer{layer}.hidden_out"), state.as_ref(), &actions)?;
             if layer + 1 == self.policy.expert.len() {
-                let normed = self.policy.expert[layer].normalise(&actions, &inputs)?;
+                let steps: Vec<_> = inputs.iter().map(|input| input.step).collect();
+                let normed = self.policy.expert[layer].normalise(&actions, &steps)?;
                 self.compare_suffix("step0.final_norm".into(), None, &normed)?;
             }
         }

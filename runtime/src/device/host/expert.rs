@@ -2,21 +2,21 @@
 
 use std::sync::Arc;
 
-use tensact_topology::{DecoderSizes, LayerRange, ModelSizes, StageKind, Variant};
+use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
 
-use super::activation::silu;
 use super::attention::attention;
 use super::decoder::{BlockName, DecoderBlock};
+use super::first_step::Following;
 use super::linear::Linear;
 use super::norm::{Modulation, RmsNorm};
-use super::prefix::split;
 use super::rope::Rotation;
-use super::time::{ActionTimeMlp, TimeTable, TimeTables, conditions};
+use super::suffix::SuffixEmbedding;
+use super::time::{TimeTable, TimeTables, conditions};
 use super::{HostDevice, of_shape};
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::EXPERT;
-use crate::device::SliceError;
+use crate::device::{ExpertStage, FirstStep, SliceError, StepInput};
 use crate::model::flow::{Step, Steps};
 use crate::model::{KeyValue, KvCache};
 
@@ -25,26 +25,13 @@ const STAGE: StageKind = StageKind::Expert;
 /// Some consecutive blocks of the action expert. The first slice embeds state and actions, the last one gives the
 /// velocity.
 pub struct ExpertSlice {
-    device: Arc<HostDevice>,
-    sizes: ModelSizes,
-    layers: LayerRange,
-    embedding: Option<SuffixEmbedding>,
+    pub(super) device: Arc<HostDevice>,
+    pub(super) sizes: ModelSizes,
+    pub(super) layers: LayerRange,
+    pub(super) embedding: Option<SuffixEmbedding>,
     blocks: Vec<(DecoderBlock, Norms)>,
     projection: Option<(FinalNorm, Linear)>,
     times: TimeTables,
-}
-
-struct SuffixEmbedding {
-    action: Linear,
-    /// π0 only.
-    pi0: Option<Box<Pi0Embedding>>,
-}
-
-/// What π0 has and π0.5 does not: a state token, and time mixed into the action tokens.
-struct Pi0Embedding {
-    state: Linear,
-    mlp_in: ActionTimeMlp,
-    mlp_out: Linear,
 }
 
 /// The two norms of a block: their scales, or nothing where time steers them.
@@ -58,15 +45,10 @@ enum FinalNorm {
     Adaptive,
 }
 
-/// One request's part of a denoising step.
-#[derive(Debug, Clone, Copy)]
-pub struct StepInput<'a> {
-    /// Noisy actions `[horizon, action_dim]` (first slice) or hidden states `[horizon, width]`.
-    pub x: &'a Tensor,
-    /// The request's own step.
-    pub step: Step,
-    /// Keys and values of its prefix, and of its state token, for the layers of this slice.
-    pub cache: &'a KvCache,
+/// Positions and times of the action tokens of some requests.
+pub(super) struct Suffix {
+    rotation: Rotation,
+    tables: Vec<(Arc<TimeTable>, Step)>,
 }
 
 impl ExpertSlice {
@@ -83,7 +65,7 @@ impl ExpertSlice {
         let depth = sizes.expert.layers;
         SliceError::check_layers(STAGE, depth, layers)?;
         let embedding = (layers.start() == 0).then(|| SuffixEmbedding::load(device, checkpoint));
-        let mlp_in = embedding.as_ref().and_then(|e| e.pi0.as_ref()).map(|pi0| pi0.mlp_in.clone());
+        let mlp_in = embedding.as_ref().and_then(SuffixEmbedding::time_mlp);
         let block = |layer| {
             let name = BlockName::new(EXPERT, layer);
             let norms = match sizes.variant {
@@ -110,163 +92,106 @@ impl ExpertSlice {
         })
     }
 
-    /// The layers of this slice.
-    pub fn layers(&self) -> LayerRange {
-        self.layers
-    }
-
-    /// π0's state token, which sees neither time nor actions: appends its keys and values to the caches of this slice.
-    /// Takes states `[requests, state_dim]` (first slice) or hidden states `[requests, width]`, gives hidden states for
-    /// the next slice, or nothing after the last layer. π0.5 has no state token and no use for this.
-    ///
-    /// # Errors
-    /// When shapes or caches do not fit.
-    pub fn cache_state(
-        &self,
-        input: &Tensor,
-        caches: &mut [&mut KvCache],
-    ) -> Result<Option<Tensor>, SliceError> {
-        let mut hidden = if self.embedding.is_some() { self.embed_state(input)? } else { input.clone() };
-        let sizes = self.sizes.expert;
-        if hidden.shape() != [caches.len(), sizes.width] {
-            return Err(self.shape(
-                "state tokens",
-                format!("[{}, {}]", caches.len(), sizes.width),
-                hidden.shape(),
-            ));
-        }
-        for cache in caches.iter() {
-            self.check_cache(cache)?;
-        }
-        let rotation = Rotation::new(caches.iter().map(|cache| cache.tokens()), sizes.head_dim);
-        let ones = vec![1; caches.len()];
-        for (index, (layer, (block, norms))) in self.layers.iter().zip(&self.blocks).enumerate() {
-            let Norms::Plain([first, second]) = norms else {
-                return Err(self.not_here("a state token: π0.5 takes the state as text"));
-            };
-            let norms = [RmsNorm::Plain(first), RmsNorm::Plain(second)];
-            let normed = norms[0].apply(&self.device, hidden.data(), sizes.width);
-            let (k, v) = block.keys_values(&self.device, &normed, &rotation);
-            for (cache, new) in caches.iter_mut().zip(split(&ones, sizes.kv_width(), &k, &v)) {
-                let entry = &mut cache.entries_mut()[index];
-                *entry = joined(entry, new.keys.data(), new.values.data());
-            }
-            if layer + 1 == sizes.layers {
-                return Ok(None);
-            }
-            let q = block.queries(&self.device, &normed, &rotation);
-            let caches = caches.iter().map(|cache| cache.entry(index));
-            let attended = self.attend(block, &q, 1, caches);
-            block.close(&self.device, hidden.data_mut(), attended, &norms);
-        }
-        Ok(Some(hidden))
-    }
-
-    /// One denoising step of all requests. Gives hidden states `[horizon, width]`, or velocities
-    /// `[horizon, action_dim]` (last slice), one per request.
-    ///
-    /// # Errors
-    /// When shapes or caches do not fit.
-    pub fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
-        let mut hidden =
-            if self.embedding.is_some() { self.embed_actions(inputs)? } else { self.concat(inputs)? };
-        hidden = self.blocks(hidden, inputs)?;
-        if self.projection.is_some() {
-            let velocity = self.project(&self.normalise(&hidden, inputs)?)?;
-            return Ok(self.cut(velocity));
-        }
-        Ok(self.cut(hidden))
-    }
-
-    /// States `[requests, state_dim]` to state tokens `[requests, width]`.
-    ///
-    /// # Errors
-    /// When the shape does not fit, the policy is π0.5, or this is not the first slice.
-    pub fn embed_state(&self, states: &Tensor) -> Result<Tensor, SliceError> {
-        let Some(Pi0Embedding { state, .. }) = self.embedding.as_ref().and_then(|e| e.pi0.as_deref()) else {
-            return Err(self.not_here("the state projection"));
-        };
-        match *states.shape() {
-            [requests, width] if width == state.inputs() => {
-                Ok(of_shape([requests, state.outputs()], state.apply(&self.device, states.data())))
-            }
-            _ => Err(self.shape("states", format!("[requests, {}]", state.inputs()), states.shape())),
-        }
-    }
-
-    /// Noisy actions of all requests to action tokens `[requests × horizon, width]`.
-    ///
-    /// # Errors
-    /// When a shape does not fit, or this is not the first slice.
-    pub fn embed_actions(&self, inputs: &[StepInput<'_>]) -> Result<Tensor, SliceError> {
-        let ModelSizes { horizon, action_dim, .. } = self.sizes;
-        let mut actions = Vec::with_capacity(inputs.len() * horizon * action_dim);
-        for input in inputs {
-            if input.x.shape() != [horizon, action_dim] {
-                return Err(self.shape("actions", format!("[{horizon}, {action_dim}]"), input.x.shape()));
-            }
-            actions.extend_from_slice(input.x.data());
-        }
-        let Some(embedding) = &self.embedding else { return Err(self.not_here("the action projection")) };
-        let mut hidden = embedding.action.apply(&self.device, &actions);
-        if let Some(Pi0Embedding { mlp_in, mlp_out, .. }) = embedding.pi0.as_deref() {
-            hidden = mlp_in.apply_to_actions(&self.device, &hidden);
-            let width = self.sizes.expert.width;
-            for (rows, (table, step)) in hidden.chunks_exact_mut(horizon * width).zip(self.tables(inputs)) {
-                for row in rows.chunks_exact_mut(width) {
-                    let time = &table.mixed[step.index()];
-                    row.iter_mut().zip(time).for_each(|(x, time)| *x = silu(*x + time));
-                }
-            }
-            hidden = mlp_out.apply(&self.device, &hidden);
-        }
-        Ok(of_shape([inputs.len() * horizon, self.sizes.expert.width], hidden))
-    }
-
     /// All blocks of the slice, `[requests × horizon, width]` to the same.
     ///
     /// # Errors
     /// When shapes or caches do not fit.
     pub fn blocks(&self, mut hidden: Tensor, inputs: &[StepInput<'_>]) -> Result<Tensor, SliceError> {
-        let DecoderSizes { width, head_dim, .. } = self.sizes.expert;
-        let horizon = self.sizes.horizon;
         self.check_rows(&hidden, inputs.len())?;
         for input in inputs {
             self.check_cache(input.cache)?;
         }
-        let positions = inputs.iter().flat_map(|input| (0..horizon).map(|i| input.cache.tokens() + i));
-        let rotation = Rotation::new(positions, head_dim);
-        let tables = self.tables(inputs);
-        for (index, (block, norms)) in self.blocks.iter().enumerate() {
-            let rows = |which: usize| {
-                self.per_row(&tables, |table, step| table.layers.get(step).map(|norms| &norms[index][which]))
-            };
-            let (first, second) = (rows(0), rows(1));
-            let norms = match norms {
-                Norms::Plain([first, second]) => [RmsNorm::Plain(first), RmsNorm::Plain(second)],
-                Norms::Adaptive => [RmsNorm::Adaptive(&first), RmsNorm::Adaptive(&second)],
-            };
-            let normed = norms[0].apply(&self.device, hidden.data(), width);
-            let (k, v) = block.keys_values(&self.device, &normed, &rotation);
-            let q = block.queries(&self.device, &normed, &rotation);
-            let rows = horizon * self.sizes.expert.kv_width();
-            let entries: Vec<KeyValue> = (inputs.iter().zip(k.chunks_exact(rows).zip(v.chunks_exact(rows))))
-                .map(|(input, (k, v))| joined(input.cache.entry(index), k, v))
-                .collect();
-            let attended = self.attend(block, &q, horizon, entries.iter());
-            block.close(&self.device, hidden.data_mut(), attended, &norms);
+        let suffix = self.suffix(inputs.iter().map(|input| (input.step, input.cache.tokens())));
+        for index in 0..self.layers.len() {
+            self.action_layer(
+                index,
+                &mut hidden,
+                &suffix,
+                inputs.iter().map(|input| input.cache.entry(index)),
+            );
         }
         Ok(hidden)
     }
 
-    /// The norm behind the last block, `[requests × horizon, width]` to the same.
+    /// Where the action tokens of some requests stand: behind this many tokens, at their own steps.
+    pub(super) fn suffix(&self, requests: impl Iterator<Item = (Step, usize)> + Clone) -> Suffix {
+        let positions =
+            requests.clone().flat_map(|(_, tokens)| (0..self.sizes.horizon).map(move |i| tokens + i));
+        Suffix {
+            rotation: Rotation::new(positions, self.sizes.expert.head_dim),
+            tables: self.tables(requests.map(|(step, _)| step)),
+        }
+    }
+
+    /// The action tokens of some requests through block `index` of the slice: those of a request attend to its entry
+    /// and to each other.
+    pub(super) fn action_layer<'a>(
+        &self,
+        index: usize,
+        hidden: &mut Tensor,
+        suffix: &Suffix,
+        entries: impl Iterator<Item = &'a KeyValue>,
+    ) {
+        let (block, norms) = &self.blocks[index];
+        let rows = |which: usize| {
+            self.per_row(&suffix.tables, |table, step| {
+                table.layers.get(step).map(|norms| &norms[index][which])
+            })
+        };
+        let (first, second) = (rows(0), rows(1));
+        let norms = match norms {
+            Norms::Plain([first, second]) => [RmsNorm::Plain(first), RmsNorm::Plain(second)],
+            Norms::Adaptive => [RmsNorm::Adaptive(&first), RmsNorm::Adaptive(&second)],
+        };
+        let horizon = self.sizes.horizon;
+        let normed = norms[0].apply(&self.device, hidden.data(), self.sizes.expert.width);
+        let (k, v) = block.keys_values(&self.device, &normed, &suffix.rotation);
+        let q = block.queries(&self.device, &normed, &suffix.rotation);
+        let rows = horizon * self.sizes.expert.kv_width();
+        let joined: Vec<KeyValue> = (entries.zip(k.chunks_exact(rows).zip(v.chunks_exact(rows))))
+            .map(|(entry, (k, v))| entry.followed_by(k, v))
+            .collect();
+        let attended = self.attend(block, &q, horizon, joined.iter());
+        block.close(&self.device, hidden.data_mut(), attended, &norms);
+    }
+
+    /// π0's state tokens, `[requests, width]`, through block `index` of the slice: their keys and values are appended
+    /// to the entries of their requests. Nothing reads what the last block would make of them, so it leaves them as
+    /// they are.
+    pub(super) fn state_layer(
+        &self,
+        index: usize,
+        hidden: &mut Tensor,
+        rotation: &Rotation,
+        entries: &mut [&mut KeyValue],
+    ) -> Result<(), SliceError> {
+        let (block, Norms::Plain([first, second])) = &self.blocks[index] else {
+            return Err(self.takes_no_state());
+        };
+        let sizes = self.sizes.expert;
+        let norms = [RmsNorm::Plain(first), RmsNorm::Plain(second)];
+        let normed = norms[0].apply(&self.device, hidden.data(), sizes.width);
+        let (k, v) = block.keys_values(&self.device, &normed, rotation);
+        let rows = k.chunks_exact(sizes.kv_width()).zip(v.chunks_exact(sizes.kv_width()));
+        for (entry, (k, v)) in entries.iter_mut().zip(rows) {
+            **entry = entry.followed_by(k, v);
+        }
+        if self.layers.start() + index + 1 < sizes.layers {
+            let q = block.queries(&self.device, &normed, rotation);
+            let attended = self.attend(block, &q, 1, entries.iter().map(|entry| &**entry));
+            block.close(&self.device, hidden.data_mut(), attended, &norms);
+        }
+        Ok(())
+    }
+
+    /// The norm behind the last block, `[requests × horizon, width]` to the same, each request at its own step.
     ///
     /// # Errors
     /// When the shape does not fit, or this is not the last slice.
-    pub fn normalise(&self, hidden: &Tensor, inputs: &[StepInput<'_>]) -> Result<Tensor, SliceError> {
-        self.check_rows(hidden, inputs.len())?;
+    pub fn normalise(&self, hidden: &Tensor, steps: &[Step]) -> Result<Tensor, SliceError> {
+        self.check_rows(hidden, steps.len())?;
         let (norm, _) = self.projection.as_ref().ok_or_else(|| self.not_here("the final norm"))?;
-        let tables = self.tables(inputs);
+        let tables = self.tables(steps.iter().copied());
         let rows = self.per_row(&tables, |table, step| table.last.get(step));
         let norm = match norm {
             FinalNorm::Plain(scale) => RmsNorm::Plain(scale),
@@ -300,8 +225,8 @@ impl ExpertSlice {
     }
 
     /// Each request's time table, and its step.
-    fn tables(&self, inputs: &[StepInput<'_>]) -> Vec<(Arc<TimeTable>, Step)> {
-        inputs.iter().map(|input| (self.times.get(&self.device, input.step.of()), input.step)).collect()
+    pub(super) fn tables(&self, steps: impl Iterator<Item = Step>) -> Vec<(Arc<TimeTable>, Step)> {
+        steps.map(|step| (self.times.get(&self.device, step.of()), step)).collect()
     }
 
     /// The modulation of each row of a batch; none where norms are plain.
@@ -333,24 +258,52 @@ impl ExpertSlice {
             .collect()
     }
 
-    fn concat(&self, inputs: &[StepInput<'_>]) -> Result<Tensor, SliceError> {
-        let width = self.sizes.expert.width;
-        let mut hidden = Vec::with_capacity(inputs.len() * self.sizes.horizon * width);
-        for input in inputs {
-            self.check_rows(input.x, 1)?;
-            hidden.extend_from_slice(input.x.data());
+    /// Action tokens `[requests × horizon, width]` out of noisy actions (first slice) or hidden states.
+    pub(super) fn action_tokens(&self, actions: &[(&Tensor, Step)]) -> Result<Tensor, SliceError> {
+        if self.embedding.is_some() {
+            return self.embed_actions(actions);
         }
-        Ok(of_shape([inputs.len() * self.sizes.horizon, width], hidden))
+        let width = self.sizes.expert.width;
+        let mut hidden = Vec::with_capacity(actions.len() * self.sizes.horizon * width);
+        for (x, _) in actions {
+            self.check_rows(x, 1)?;
+            hidden.extend_from_slice(x.data());
+        }
+        Ok(of_shape([actions.len() * self.sizes.horizon, width], hidden))
+    }
+
+    /// State tokens `[requests, width]` out of states (first slice) or hidden states.
+    pub(super) fn state_tokens(&self, input: &Tensor, requests: usize) -> Result<Tensor, SliceError> {
+        let hidden = if self.embedding.is_some() { self.embed_state(input)? } else { input.clone() };
+        let expected = [requests, self.sizes.expert.width];
+        if hidden.shape() == expected {
+            return Ok(hidden);
+        }
+        Err(self.shape("state tokens", format!("{expected:?}"), hidden.shape()))
+    }
+
+    /// For state tokens that stand behind this many tokens each.
+    pub(super) fn state_rotation(&self, tokens: impl Iterator<Item = usize>) -> Rotation {
+        Rotation::new(tokens, self.sizes.expert.head_dim)
+    }
+
+    /// State tokens, unless nothing is left that reads them.
+    pub(super) fn for_the_next_slice(&self, state: Tensor) -> Option<Tensor> {
+        (self.layers.end() < self.sizes.expert.layers).then_some(state)
+    }
+
+    /// Hidden states, or velocities (last slice).
+    pub(super) fn output(&self, hidden: Tensor, steps: &[Step]) -> Result<Tensor, SliceError> {
+        if self.projection.is_some() { self.project(&self.normalise(&hidden, steps)?) } else { Ok(hidden) }
     }
 
     /// One tensor per request.
     fn cut(&self, rows: Tensor) -> Vec<Tensor> {
-        let width = rows.width();
-        let horizon = self.sizes.horizon;
+        let (horizon, width) = (self.sizes.horizon, rows.width());
         rows.data().chunks_exact(horizon * width).map(|x| of_shape([horizon, width], x.to_vec())).collect()
     }
 
-    fn check_rows(&self, hidden: &Tensor, requests: usize) -> Result<(), SliceError> {
+    pub(super) fn check_rows(&self, hidden: &Tensor, requests: usize) -> Result<(), SliceError> {
         let expected = [requests * self.sizes.horizon, self.sizes.expert.width];
         if hidden.shape() == expected {
             return Ok(());
@@ -359,48 +312,58 @@ impl ExpertSlice {
     }
 
     fn check_cache(&self, cache: &KvCache) -> Result<(), SliceError> {
-        let width = self.sizes.expert.kv_width();
-        let fits =
-            |entry: &KeyValue| entry.keys.width() == width && entry.values.shape() == entry.keys.shape();
-        if cache.layers() == self.layers && (0..self.layers.len()).all(|index| fits(cache.entry(index))) {
-            return Ok(());
-        }
-        Err(self.shape(
-            "a KV cache",
-            format!("[tokens, {width}] for layers {}", self.layers),
-            &[cache.layers().start(), cache.layers().end(), cache.entry(0).keys.width()],
-        ))
+        SliceError::check_cache(self.layers, self.sizes.expert.kv_width(), cache)
     }
 
-    fn shape(&self, what: &'static str, expected: String, found: &[usize]) -> SliceError {
+    pub(super) fn takes_no_state(&self) -> SliceError {
+        self.not_here("a state token: π0.5 takes the state as text")
+    }
+
+    pub(super) fn shape(&self, what: &'static str, expected: String, found: &[usize]) -> SliceError {
         SliceError::Shape { stage: STAGE, what, expected, found: found.into() }
     }
 
-    fn not_here(&self, what: &'static str) -> SliceError {
+    pub(super) fn not_here(&self, what: &'static str) -> SliceError {
         SliceError::NotHere { stage: STAGE, what, range: self.layers }
     }
 }
 
-impl SuffixEmbedding {
-    fn load(device: &HostDevice, checkpoint: &Checkpoint) -> Self {
-        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name).in_f32();
-        let pi0 = || Pi0Embedding {
-            state: linear("state_proj"),
-            mlp_in: ActionTimeMlp::load(checkpoint),
-            mlp_out: linear("action_time_mlp_out"),
-        };
-        Self {
-            action: linear("action_in_proj"),
-            pi0: (checkpoint.sizes().variant == Variant::Pi0).then(|| Box::new(pi0())),
-        }
+impl ExpertStage for ExpertSlice {
+    fn layers(&self) -> LayerRange {
+        self.layers
     }
-}
 
-/// The cached keys and values with new ones behind them.
-fn joined(cached: &KeyValue, keys: &[f32], values: &[f32]) -> KeyValue {
-    let join = |cached: &Tensor, new: &[f32]| {
-        let data = [cached.data(), new].concat();
-        of_shape([data.len() / cached.width(), cached.width()], data)
-    };
-    KeyValue { keys: join(&cached.keys, keys), values: join(&cached.values, values) }
+    fn cache_state(
+        &self,
+        hidden: &Tensor,
+        caches: &mut [&mut KvCache],
+    ) -> Result<Option<Tensor>, SliceError> {
+        let mut hidden = self.state_tokens(hidden, caches.len())?;
+        for cache in caches.iter() {
+            self.check_cache(cache)?;
+        }
+        let rotation = self.state_rotation(caches.iter().map(|cache| cache.tokens()));
+        for index in 0..self.layers.len() {
+            let mut entries: Vec<_> =
+                caches.iter_mut().map(|cache| &mut cache.entries_mut()[index]).collect();
+            self.state_layer(index, &mut hidden, &rotation, &mut entries)?;
+        }
+        Ok(self.for_the_next_slice(hidden))
+    }
+
+    fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
+        let actions: Vec<(&Tensor, Step)> = inputs.iter().map(|input| (input.x, input.step)).collect();
+        let hidden = self.blocks(self.action_tokens(&actions)?, inputs)?;
+        let steps: Vec<Step> = inputs.iter().map(|input| input.step).collect();
+        Ok(self.cut(self.output(hidden, &steps)?))
+    }
+
+    fn follow(
+        self: Arc<Self>,
+        x: Tensor,
+        state: Option<Tensor>,
+        step: Step,
+    ) -> Result<Box<dyn FirstStep>, SliceError> {
+        Ok(Box::new(Following::begin(self, &x, state.as_ref(), step)?))
+    }
 }

@@ -8,11 +8,13 @@ mod activation;
 mod attention;
 mod decoder;
 mod expert;
+mod first_step;
 mod gemm;
 mod linear;
 mod norm;
 mod prefix;
 mod rope;
+mod suffix;
 mod time;
 mod vectorise;
 mod vision;
@@ -23,8 +25,8 @@ use std::sync::Arc;
 
 use rayon::ThreadPool;
 
-pub use expert::{ExpertSlice, StepInput};
-pub use prefix::{PrefixInput, PrefixSlice};
+pub use expert::ExpertSlice;
+pub use prefix::PrefixSlice;
 pub use vision::VisionSlice;
 
 use crate::Tensor;

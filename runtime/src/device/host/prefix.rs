@@ -1,5 +1,6 @@
 //! The Gemma VLM over image and instruction tokens: it fills the KV cache.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use tensact_topology::{DecoderSizes, LayerRange, StageKind};
@@ -10,10 +11,9 @@ use super::decoder::{BlockName, DecoderBlock};
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use super::{ComputeDtype, HostDevice, of_shape};
-use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::{TOKEN_TABLE, VLM};
-use crate::device::SliceError;
+use crate::device::{PrefixInput, PrefixPass, PrefixStage, SliceError};
 use crate::model::{KeyValue, Sequences};
 use crate::tensor_file::StoredTensor;
 
@@ -34,15 +34,6 @@ pub struct PrefixSlice {
 struct TokenEmbedding {
     table: StoredTensor,
     scale: f32,
-}
-
-/// What the prefix of one observation is made of.
-#[derive(Debug, Clone, Copy)]
-pub struct PrefixInput<'a> {
-    /// Image tokens `[patches, width]` of each camera that is there, in the checkpoint's order.
-    pub images: &'a [Tensor],
-    /// Instruction tokens without padding.
-    pub tokens: &'a [u32],
 }
 
 impl PrefixSlice {
@@ -77,17 +68,48 @@ impl PrefixSlice {
         })
     }
 
-    /// The layers of this slice.
-    pub fn layers(&self) -> LayerRange {
+    /// Runs all blocks. As soon as a layer's keys and values exist, `emit` gets them, one entry per sequence. Gives the
+    /// hidden states for the next slice, or nothing after the VLM's last layer.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn run(
+        &self,
+        batch: Sequences,
+        emit: &mut dyn FnMut(usize, Vec<KeyValue>),
+    ) -> Result<Option<Sequences>, SliceError> {
+        let mut pass = Box::new(Pass::begin(self, batch)?);
+        for layer in self.layers.iter() {
+            emit(layer, pass.layer().expect("a pass has every layer of its slice"));
+        }
+        Ok(pass.finish())
+    }
+
+    /// Every sequence attends to itself.
+    fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+        let (q_width, kv_width) = (self.sizes.q_width(), self.sizes.kv_width());
+        let mut attended = Vec::with_capacity(q.len());
+        let mut start = 0;
+        for length in lengths {
+            let end = start + length;
+            let (q, kv) = (&q[start * q_width..end * q_width], start * kv_width..end * kv_width);
+            attended.extend(attention(&self.device, q, &k[kv.clone()], &v[kv], block.heads()));
+            start = end;
+        }
+        attended
+    }
+
+    fn shape(&self, what: &'static str, expected: String, found: &[usize]) -> SliceError {
+        SliceError::Shape { stage: STAGE, what, expected, found: found.into() }
+    }
+}
+
+impl PrefixStage for PrefixSlice {
+    fn layers(&self) -> LayerRange {
         self.layers
     }
 
-    /// Assembles prefixes: image tokens of all cameras, then instruction tokens.
-    ///
-    /// # Errors
-    /// When image tokens have another width, a token is not in the table, a prefix is empty, or this is not the first
-    /// slice.
-    pub fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
         let Some(embedding) = &self.embedding else {
             return Err(SliceError::NotHere { stage: STAGE, what: "the token table", range: self.layers });
         };
@@ -116,61 +138,73 @@ impl PrefixSlice {
         Ok(Sequences { hidden: of_shape([hidden.len() / width, width], hidden), lengths })
     }
 
-    /// Runs all blocks. As soon as a layer's keys and values exist, `emit` gets them, one entry per sequence. Gives the
-    /// hidden states for the next slice, or nothing after the VLM's last layer.
-    ///
-    /// # Errors
-    /// When the shape does not fit.
-    pub fn run(
-        &self,
-        batch: Sequences,
-        emit: &mut dyn FnMut(usize, Vec<KeyValue>),
-    ) -> Result<Option<Sequences>, SliceError> {
-        let Sequences { mut hidden, lengths } = batch;
-        let width = self.sizes.width;
+    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
+        Ok(Box::new(Pass::begin(self, batch)?))
+    }
+}
+
+/// A pass over a slice that is borrowed or shared.
+struct Pass<S> {
+    slice: S,
+    batch: Sequences,
+    rotation: Rotation,
+    /// Layers of the slice that have handed out their keys and values.
+    ran: usize,
+    open: Option<Open>,
+}
+
+/// A layer of which only keys and values were computed so far, for all rows of the batch.
+struct Open {
+    normed: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl<S: Deref<Target = PrefixSlice>> Pass<S> {
+    fn begin(slice: S, batch: Sequences) -> Result<Self, SliceError> {
+        let Sequences { hidden, lengths } = &batch;
+        let DecoderSizes { width, head_dim, .. } = slice.sizes;
         let rows: usize = lengths.iter().sum();
         if hidden.shape() != [rows, width] || lengths.contains(&0) {
-            return Err(self.shape("hidden states", format!("[{rows}, {width}]"), hidden.shape()));
+            return Err(slice.shape("hidden states", format!("[{rows}, {width}]"), hidden.shape()));
         }
-        let rotation = Rotation::new(lengths.iter().flat_map(|&length| 0..length), self.sizes.head_dim);
-        for (layer, (block, norms)) in self.layers.iter().zip(&self.blocks) {
-            let norms = [RmsNorm::Plain(&norms[0]), RmsNorm::Plain(&norms[1])];
-            let normed = norms[0].apply(&self.device, hidden.data(), width);
-            let (k, v) = block.keys_values(&self.device, &normed, &rotation);
-            let entries = split(&lengths, self.sizes.kv_width(), &k, &v);
-            if layer + 1 < self.depth {
-                let q = block.queries(&self.device, &normed, &rotation);
-                let attended = self.attend(block, &lengths, &q, &entries);
-                emit(layer, entries);
-                block.close(&self.device, hidden.data_mut(), attended, &norms);
-            } else {
-                emit(layer, entries);
-                return Ok(None);
-            }
-        }
-        Ok(Some(Sequences { hidden, lengths }))
+        let rotation = Rotation::new(lengths.iter().flat_map(|&length| 0..length), head_dim);
+        Ok(Self { slice, batch, rotation, ran: 0, open: None })
     }
 
-    /// Every sequence attends to itself.
-    fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], entries: &[KeyValue]) -> Vec<f32> {
-        let mut attended = Vec::with_capacity(q.len());
-        let mut rest = q;
-        for (length, entry) in lengths.iter().zip(entries) {
-            let (q, behind) = rest.split_at(length * self.sizes.q_width());
-            rest = behind;
-            attended.extend(attention(
-                &self.device,
-                q,
-                entry.keys.data(),
-                entry.values.data(),
-                block.heads(),
-            ));
+    /// Attention and MLP of the layer that has handed out its keys and values.
+    fn close(&mut self) {
+        let Some(Open { normed, k, v }) = self.open.take() else { return };
+        let slice = &*self.slice;
+        let (block, [first, second]) = &slice.blocks[self.ran - 1];
+        let q = block.queries(&slice.device, &normed, &self.rotation);
+        let attended = slice.attend(block, &self.batch.lengths, &q, &k, &v);
+        let norms = [RmsNorm::Plain(first), RmsNorm::Plain(second)];
+        block.close(&slice.device, self.batch.hidden.data_mut(), attended, &norms);
+    }
+}
+
+impl<S: Deref<Target = PrefixSlice> + Send> PrefixPass for Pass<S> {
+    /// Hands out keys and values before the rest of the layer runs: whoever waits for them need not wait for it.
+    fn layer(&mut self) -> Option<Vec<KeyValue>> {
+        self.close();
+        let slice = &*self.slice;
+        let (block, [first, _]) = slice.blocks.get(self.ran)?;
+        let Sequences { hidden, lengths } = &self.batch;
+        let normed = RmsNorm::Plain(first).apply(&slice.device, hidden.data(), slice.sizes.width);
+        let (k, v) = block.keys_values(&slice.device, &normed, &self.rotation);
+        let entries = split(lengths, slice.sizes.kv_width(), &k, &v);
+        self.ran += 1;
+        if slice.layers.start() + self.ran < slice.depth {
+            self.open = Some(Open { normed, k, v });
         }
-        attended
+        Some(entries)
     }
 
-    fn shape(&self, what: &'static str, expected: String, found: &[usize]) -> SliceError {
-        SliceError::Shape { stage: STAGE, what, expected, found: found.into() }
+    fn finish(mut self: Box<Self>) -> Option<Sequences> {
+        assert_eq!(self.ran, self.slice.blocks.len(), "a pass is finished when all its layers have run");
+        self.close();
+        (self.slice.layers.end() < self.slice.depth).then_some(self.batch)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{HostDevice, of_shape, vectorise::widest};
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::{PROJECTOR, VISION};
-use crate::device::SliceError;
+use crate::device::{SliceError, VisionStage};
 
 const STAGE: StageKind = StageKind::Vision;
 
@@ -73,18 +73,9 @@ impl VisionSlice {
         })
     }
 
-    /// The layers of this slice.
-    pub fn layers(&self) -> LayerRange {
-        self.layers
-    }
-
-    /// Takes images `[n, 3, S, S]` with values in [-1, 1] (first slice) or hidden states `[n, patches, width]`; gives
-    /// hidden states, or image tokens `[n, patches, VLM width]` (last slice).
-    ///
-    /// # Errors
-    /// When the shape does not fit.
-    pub fn run(&self, input: &Tensor) -> Result<Tensor, SliceError> {
-        let hidden = if self.embedding.is_some() { self.embed(input)? } else { input.clone() };
+    /// Images `[n, 3, S, S]` (first slice) or hidden states `[n, patches, width]` through the whole slice.
+    fn run_alike(&self, input: Tensor) -> Result<Tensor, SliceError> {
+        let hidden = if self.embedding.is_some() { self.embed(&input)? } else { input };
         let hidden = self.blocks(hidden)?;
         if self.projection.is_some() { self.project(&self.normalise(&hidden)?) } else { Ok(hidden) }
     }
@@ -173,6 +164,22 @@ impl VisionSlice {
 
     fn not_here(&self, what: &'static str) -> SliceError {
         SliceError::NotHere { stage: STAGE, what, range: self.layers }
+    }
+}
+
+impl VisionStage for VisionSlice {
+    fn layers(&self) -> LayerRange {
+        self.layers
+    }
+
+    /// Neighbouring images of one shape run together.
+    fn run(&self, images: &[&Tensor]) -> Result<Vec<Tensor>, SliceError> {
+        let mut outputs = Vec::with_capacity(images.len());
+        for alike in images.chunk_by(|a, b| a.shape() == b.shape()) {
+            let output = self.run_alike(Tensor::stack(alike).expect("these images have one shape"))?;
+            outputs.extend((0..alike.len()).map(|image| output.member(image)));
+        }
+        Ok(outputs)
     }
 }
 
