@@ -1,5 +1,6 @@
 //! The devices that run slices of a policy.
 
+pub mod emulated;
 pub mod host;
 mod stage;
 

@@ -64,10 +64,11 @@ pub trait PrefixStage: Send + Sync {
 /// A pass of a prefix slice, run layer by layer.
 pub trait PrefixPass: Send {
     /// Runs the next layer: its keys and values, one entry per sequence; nothing when all layers of the slice have
-    /// run.
+    /// run. What else the layer computes may be left to the next call, so that nobody waits for it.
     fn layer(&mut self) -> Option<Vec<KeyValue>>;
 
-    /// Hidden states for the next slice; nothing after the VLM's last layer.
+    /// Hidden states for the next slice, after what the last call of [`PrefixPass::layer`] left to compute; nothing
+    /// after the VLM's last layer.
     ///
     /// # Panics
     /// When layers of the slice have not run.
