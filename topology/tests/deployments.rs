@@ -79,6 +79,7 @@ fn wrong_text_is_pointed_at_with_advice() {
         (format!("{head}chips = []\n"), 4, 9, "no chip is named"),
         (head.to_owned(), 3, 1, "has no chips"),
         (format!("{head}chips = [0]\nqueue = 999999999999\n"), 5, 9, "at most 1024"),
+        (format!("{head}chips = [0]\n[batching]\nmax_in_flight = 9999999\n"), 6, 17, "at most 1048576"),
         (format!("{head}chips = [0]\nweights = \"int4\"\n"), 5, 11, "unknown variant `int4`"),
         (
             format!("{head}[[pipeline.stage]]\nkind = \"vision\"\nchips = [0]\nlayers = \"9..3\"\n"),
@@ -226,6 +227,18 @@ fn a_ring_that_can_fill_up_is_refused() {
     };
     assert_eq!(broken(&ring(3)), []);
     assert_eq!(broken(&ring(4)), [Invariant::NoDeadlock]);
+}
+
+/// A chip of an n150 has 12 GB; the cache of a request is 9 MB, its weights 4 GB.
+#[test]
+fn the_expert_has_room_for_every_request_in_flight() {
+    let in_flight = |count: usize| {
+        format!(
+            "board = \"n150\"\ncheckpoint = \"c\"\n[batching]\nmax_in_flight = {count}\n[[pipeline]]\nchips = [0]\n"
+        )
+    };
+    assert_eq!(broken(&in_flight(400)), []);
+    assert_eq!(broken(&in_flight(1200)), [Invariant::FitsMemory]);
 }
 
 #[test]

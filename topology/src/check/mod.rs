@@ -279,7 +279,8 @@ impl Check<'_> {
         for id in pipeline.chips() {
             let Some(chip) = self.board.chip(id) else { continue };
             let here = || pipeline.slices.iter().filter(on_chip).filter(|slice| slice.chips.contains(&id));
-            let memory = |slice: &Slice| slice_memory(self.sizes, slice, self.request);
+            let memory =
+                |slice: &Slice| slice_memory(self.sizes, slice, self.request, self.batching.max_in_flight);
             let needed: u64 = here().map(|slice| memory(slice).total_bytes()).sum();
             let resident: u64 = here()
                 .filter(|slice| slice.residence == Residence::L1)
@@ -291,13 +292,8 @@ impl Check<'_> {
             let place = pipeline.slices.iter().position(|slice| slice.chips.contains(&id));
             if needed > dram {
                 let message = format!("chip {id} needs {} of memory and has {}", gb(needed), gb(dram));
-                self.error(
-                    Invariant::FitsMemory,
-                    number,
-                    place,
-                    message,
-                    "use bfp8_b weights, fewer layers on this chip, or smaller batches and queues",
-                );
+                let help = "use bfp8_b weights, fewer layers on this chip, smaller batches and queues, or fewer requests in flight";
+                self.error(Invariant::FitsMemory, number, place, message, help);
             }
             if resident > l1 && l1 > 0 {
                 let message = format!(

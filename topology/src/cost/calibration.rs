@@ -55,7 +55,7 @@ pub(crate) struct Published {
     pub(crate) point_to_point_gb_per_s: [f64; 2],
     pub(super) hop_us: f64,
     pub(super) host_bounce_gb_per_s: f64,
-    pub(super) request_io_ms: f64,
+    pub(crate) request_io_ms: f64,
     pub(super) host_bounce_latency_ms: f64,
 }
 

@@ -8,6 +8,7 @@
 //! Constants and their sources: `calibration.toml`.
 
 mod calibration;
+mod critical_path;
 mod pipeline;
 
 pub use calibration::{Calibration, Program};
@@ -131,17 +132,20 @@ pub struct CostModel<'a> {
     pub calibration: &'a Calibration,
     /// Whether chips in a row or column have a link that closes it into a ring.
     pub rings: bool,
+    /// Whether a layer's keys and values leave as soon as they exist, and the first denoising step follows them.
+    pub layerwise: bool,
 }
 
 impl<'a> CostModel<'a> {
-    /// The model for a board with the program and links it is known to have.
+    /// The model for a board with the program and links it is known to have, and the cache handed over layer by layer.
     pub fn new(
         board: &'a Board,
         sizes: &'a ModelSizes,
         request: RequestShape,
         calibration: &'a Calibration,
     ) -> Self {
-        Self { board, sizes, request, program: Program::for_arch(board.arch()), calibration, rings: false }
+        let program = Program::for_arch(board.arch());
+        Self { board, sizes, request, program, calibration, rings: false, layerwise: true }
     }
 
     /// Time and memory of a slice on each of its chips; nothing when its first chip is not on the board.
@@ -156,7 +160,7 @@ impl<'a> CostModel<'a> {
         let mut pass = self.ops_cost(&spec, slice, ops);
         pass.launch_ms = self.launches(slice, counts) * self.calibration.launch_us(self.program, &spec) / 1e3;
         pass.collective_ms = self.collectives_ms(slice);
-        Some(SliceCost { pass, passes, memory: slice_memory(self.sizes, slice, &self.request) })
+        Some(SliceCost { pass, passes, memory: slice_memory(self.sizes, slice, &self.request, 0) })
     }
 
     fn ops_cost(&self, spec: &ChipSpec, slice: &Slice, ops: &[Op]) -> PassCost {
@@ -319,7 +323,10 @@ impl<'a> CostModel<'a> {
                 let shared = if from.split == Split::Cameras { from.chips.len().max(1) as u64 } else { 1 };
                 (2 * batch * image_rows * sizes.vlm.width as u64 / shared, 1)
             }
-            Payload::Cache => (batch * cache_bytes(sizes, edge.layers, &self.request, from.weights), 1),
+            Payload::Cache => {
+                let (layers, times) = if self.layerwise { (1, edge.layers) } else { (edge.layers, 1) };
+                (batch * cache_bytes(sizes, layers, &self.request, from.weights), times)
+            }
             Payload::Step => (
                 2 * batch * (sizes.suffix_tokens().next_multiple_of(32) * sizes.expert.width) as u64,
                 self.request.steps,

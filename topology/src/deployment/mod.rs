@@ -45,6 +45,7 @@ pub struct Batching {
     #[serde(deserialize_with = "at_most::<{ REQUEST_MAX.batch }, _>")]
     pub max_requests: usize,
     /// Requests that one pipeline works on at a time.
+    #[serde(deserialize_with = "at_most::<{ QUEUE_MAX * REQUEST_MAX.batch }, _>")]
     pub max_in_flight: usize,
 }
 

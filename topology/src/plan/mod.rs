@@ -3,7 +3,8 @@
 //! A candidate is one pipeline on a group of linked chips, repeated over the board. Groups are runs of the board's chain
 //! (the snake through a mesh), so that consecutive chips share a link; tensor splits use straight runs. For every group
 //! size and batch size the best cuts come from dynamic programming and from a short list of other shapes;
-//! what breaks a rule of [`check`](crate::check) is dropped.
+//! what breaks a rule of [`check`](crate::check) is dropped. For latency the programming searches with a bound in which
+//! nothing overlaps; candidates are compared, and reported, by the critical path of the cost model.
 
 mod candidates;
 mod chain;

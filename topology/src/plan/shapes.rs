@@ -1,6 +1,6 @@
 //! Placements of one policy that are not a plain chain: cameras side by side, prefix and expert cut alike, tensor splits.
 
-use crate::placement::{Pipeline, Residence, Slice, Split};
+use crate::placement::{Pipeline, Residence, Slice, Split, Transport};
 use crate::{ChipId, LayerRange, ModelSizes, StageKind};
 
 /// Those without a tensor split, for a group of linked chips in order.
@@ -102,8 +102,9 @@ impl Shapes<'_> {
     }
 
     /// Cameras and a tensor-split prefix over a run; the expert on its first chip, or streamed through the L1 of a loop of
-    /// neighbours: the first chips of the run there, the chips beside them back. The cache is on every chip of the run
-    /// and one link from every chip beside it.
+    /// neighbours: the first chips of the run there, the chips beside them back; or only of the chips beside, which can
+    /// follow the prefix and close their loop over the host. The cache is on every chip of the run and one link from
+    /// every chip beside it.
     fn tensor(&self, line: &[ChipId], beside: &[ChipId]) -> Vec<Pipeline> {
         let vision = self.cameras(line);
         let layers = self.sizes.layers(StageKind::Prefix);
@@ -111,15 +112,22 @@ impl Shapes<'_> {
         if beside.is_empty() {
             return pipeline([vision, prefix, self.whole(StageKind::Expert, line[0])]).into_iter().collect();
         }
-        (1..=line.len())
-            .filter_map(|length| {
-                let there = line[..length].iter();
-                let back = beside[..length].iter().rev();
-                let mut slices = vec![vision.clone()?, prefix.clone()?];
-                slices.extend(self.streamed(&there.chain(back).copied().collect::<Vec<_>>())?);
-                Some(Pipeline::new(slices))
-            })
-            .collect()
+        let with = |expert: Vec<Slice>| -> Option<Pipeline> {
+            let slices = [vision.clone()?, prefix.clone()?].into_iter().chain(expert);
+            Some(Pipeline::new(slices.collect()))
+        };
+        let loops = (1..=line.len()).filter_map(|length| {
+            let there = line[..length].iter();
+            let back = beside[..length].iter().rev();
+            with(self.streamed(&there.chain(back).copied().collect::<Vec<_>>())?)
+        });
+        // Two beside would close their loop over their own link, but not even a Blackhole holds half the expert in L1.
+        let followers = (3..=line.len()).filter_map(|length| {
+            let mut expert = self.streamed(&beside[..length])?;
+            expert.last_mut()?.transport = Transport::Host;
+            with(expert)
+        });
+        loops.chain(followers).collect()
     }
 
     /// The expert's layers over chips in order, as evenly as they go, with weights in L1.

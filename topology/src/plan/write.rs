@@ -4,8 +4,13 @@ use std::fmt::Write as _;
 
 use super::{Goal, Plan};
 use crate::deployment::Batching;
-use crate::placement::{DeviceKind, Pipeline, QUEUE_MIN, Residence, Slice, Split};
+use crate::placement::{DeviceKind, Pipeline, QUEUE_MIN, Residence, Slice, Split, Transport};
 use crate::{ChipId, Preset, StageKind, WeightDtype};
+
+/// As many requests as keep so many chips busy.
+pub(super) fn in_flight(chips: usize, max_requests: usize) -> usize {
+    (chips + 1).max(2) * max_requests
+}
 
 /// As many requests in flight as keep every slice busy, and no ring full.
 pub(super) fn batching(pipeline: &Pipeline, max_requests: usize) -> Batching {
@@ -13,7 +18,7 @@ pub(super) fn batching(pipeline: &Pipeline, max_requests: usize) -> Batching {
         0 | 1 => usize::MAX,
         slices => slices * QUEUE_MIN,
     };
-    let wanted = (pipeline.chips().len() + 1).max(2) * max_requests;
+    let wanted = in_flight(pipeline.chips().len(), max_requests);
     Batching { max_requests, max_in_flight: wanted.min(ring - 1).max(max_requests.min(ring - 1)) }
 }
 
@@ -101,6 +106,9 @@ fn stage_settings(out: &mut String, slice: &Slice, weights: WeightDtype) {
     }
     if slice.residence == Residence::L1 {
         let _ = writeln!(out, "resident = \"l1\"");
+    }
+    if slice.transport == Transport::Host {
+        let _ = writeln!(out, "transport = \"host\"");
     }
     if slice.weights != weights {
         let _ = writeln!(out, "weights = \"{}\"", slice.weights.name());

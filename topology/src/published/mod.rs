@@ -204,8 +204,10 @@ impl Setting {
             calibration.published.socket_gb_per_s = calibration.published.point_to_point_gb_per_s;
         }
         let rings = !self.line && self.place != HandPlacement::TwoRowsOf8;
-        let program = self.program;
-        let model = CostModel { program, rings, ..CostModel::new(&board, &sizes, request, &calibration) };
+        // No source says that its first step follows the prefix.
+        let (program, layerwise) = (self.program, false);
+        let model =
+            CostModel { program, rings, layerwise, ..CostModel::new(&board, &sizes, request, &calibration) };
         let mut pipeline = self.place.pipeline(&sizes, self.chips);
         if let Some(stage) = self.only {
             pipeline.slices.retain(|slice| slice.stage == stage);
