@@ -1,21 +1,40 @@
-//! A checkpoint and a robot on one device, stage after stage.
+//! A deployment for one kind of robot: observations in, action chunks out.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tensact_runtime::checkpoint::Checkpoint;
-use tensact_runtime::device::host::{ComputeDtype, HostDevice, NoThreads};
+use serde::Serialize;
+use tensact_runtime::checkpoint::hub::{self, HubError};
+use tensact_runtime::checkpoint::{Checkpoint, CheckpointError};
+use tensact_runtime::device::host::ComputeDtype;
 use tensact_runtime::model::flow::{BadSteps, Guidance, Steps, noise};
 use tensact_runtime::observation::Observation;
-use tensact_runtime::policy::{Cuts, Policy, PolicyError, Sample};
+use tensact_runtime::policy::Sample;
 use tensact_runtime::preprocess::profile::ProfileError;
 use tensact_runtime::preprocess::statistics::{Source, StatisticsError, is_buffer};
 use tensact_runtime::preprocess::tokenizer::TokenizerError;
-use tensact_runtime::preprocess::{Preprocessor, PreprocessorError, Profile, Statistics, Tokenizer};
+use tensact_runtime::preprocess::{
+    Prepared, Preprocessor, PreprocessorError, Profile, Statistics, Tokenizer,
+};
+use tensact_topology::check::{Severity, check_placement};
+use tensact_topology::deployment::{Admission, Batching, Deployment};
+use tensact_topology::descriptor::ReadError;
+use tensact_topology::{
+    Board, ChipId, DeviceKind, LayerRange, ModelSizes, Placement, Preset, RequestShape, Slice, StageKind,
+    WeightDtype,
+};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::request::{ActionChunk, Chunking, InferError, Request, Start, Timings};
+use crate::clock::Clock;
+use crate::devices::{Arithmetic, DeviceError, Devices};
+use crate::engine::{Blueprint, Engine};
+use crate::recorder::SliceStats;
+use crate::request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
+use crate::scheduler::{Answer, Counts, Limits};
+use crate::ticket::milliseconds;
 
 /// Which robot observations come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +54,9 @@ impl Default for ProfileChoice {
 /// How a pipeline is put together; the default is the generic robot on all cores in bf16.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Type in which products take their factors.
+    /// Type in which products take their factors on [`Pipeline::host`]; a deployment names its own.
     pub dtype: ComputeDtype,
-    /// Worker threads, if not one per core.
+    /// Worker threads of host devices, if not one per core.
     pub threads: Option<NonZeroUsize>,
     /// Which robot.
     pub profile: ProfileChoice,
@@ -47,12 +66,24 @@ pub struct Options {
     pub asset: Option<String>,
 }
 
-/// A pipeline could not be put together.
+/// A pipeline could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// No threads.
+pub enum StartError {
+    /// The deployment cannot run as written.
+    #[error("the deployment cannot run:\n{}", .findings.join("\n"))]
+    Deployment {
+        /// All that is wrong with it.
+        findings: Vec<String>,
+    },
+    /// The board's descriptor cannot be read.
     #[error(transparent)]
-    Device(#[from] NoThreads),
+    Board(#[from] ReadError),
+    /// The checkpoint cannot be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The robot's profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
@@ -68,42 +99,144 @@ pub enum LoadError {
     /// The checkpoint's own number of steps cannot be.
     #[error("the checkpoint's num_inference_steps: {0}")]
     Steps(#[from] BadSteps),
-    /// The policy cannot be loaded.
+    /// Slices cannot be loaded on their devices.
     #[error(transparent)]
-    Policy(#[from] PolicyError),
+    Device(#[from] DeviceError),
+    /// Devices that compute need threads beside those of the runtime.
+    #[error(
+        "a pipeline that computes on the host needs tokio's multi-threaded runtime: use #[tokio::main] as it is"
+    )]
+    SingleThreaded,
+    /// Loading was interrupted.
+    #[error("loading was interrupted: the runtime is shutting down, or the loader panicked")]
+    Interrupted,
 }
 
-/// A loaded policy for one kind of robot. Stages run one after the other on the host.
+/// What a pipeline has done and does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stats {
+    /// Requests by what became of them.
+    pub counts: Counts,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// The pipelines of the deployment.
+    pub pipelines: Vec<PipelineStats>,
+}
+
+/// One pipeline of a deployment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PipelineStats {
+    /// Whether it takes requests.
+    pub in_service: bool,
+    /// Requests it works on.
+    pub in_flight: usize,
+    /// Its slices in the order in which an observation meets them.
+    pub slices: Vec<SliceStats>,
+}
+
+/// A running deployment for one kind of robot.
+///
+/// Must be used within the tokio runtime it was started in. Dropping it stops everything at once; see
+/// [`Pipeline::drain`] and [`Pipeline::shutdown`] for gentler ends.
 pub struct Pipeline {
-    policy: Policy,
-    preprocessor: Preprocessor,
+    engine: Engine,
+    preprocessor: Arc<Preprocessor>,
+    sizes: ModelSizes,
     steps: Steps,
     statistics: Source,
+    deadline: Option<Duration>,
+}
+
+/// Everything that is read and loaded before actors start.
+struct Loaded {
+    board: Board,
+    placement: Placement,
+    devices: Devices,
+    preprocessor: Preprocessor,
+    statistics: Source,
+    sizes: ModelSizes,
+    steps: Steps,
+    batching: Batching,
+    admission: Admission,
+    deadline: Option<Duration>,
 }
 
 impl Pipeline {
-    /// Loads all stages of a checkpoint for a robot.
+    /// Starts a deployment: loads its checkpoint (a path beside the deployment file or from here, or a Hugging Face id),
+    /// checks its placement, starts its actors.
+    ///
+    /// # Errors
+    /// Says everything that is wrong with the deployment, or what cannot be read.
+    pub async fn start(deployment: &Deployment, options: &Options) -> Result<Self, StartError> {
+        let (deployment, options) = (deployment.clone(), options.clone());
+        let load = move || {
+            let checkpoint = match locate(&deployment) {
+                Some(path) => Checkpoint::open(&path)?,
+                None => Checkpoint::open(&hub::resolve(&deployment.checkpoint, &mut |_| ())?)?,
+            };
+            let board = deployment.load_board()?;
+            let placement = deployment.placement(checkpoint.sizes(), board.arch()).placement;
+            let deadline =
+                deployment.deadlines.default_ms.map(|ms| Duration::from_secs_f64(ms.max(0.0) / 1e3));
+            let request = deployment.request(checkpoint.sizes());
+            load(
+                &checkpoint,
+                &options,
+                board,
+                placement,
+                request,
+                deployment.batching,
+                deployment.admission,
+                deadline,
+            )
+        };
+        Self::run(load).await
+    }
+
+    /// Starts a whole policy on this machine: its stages take turns on the cores.
     ///
     /// # Errors
     /// When profile, tokenizer or statistics cannot be used or do not fit the checkpoint.
-    pub fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Self, LoadError> {
-        let sizes = *checkpoint.sizes();
-        let profile = match &options.profile {
-            ProfileChoice::Named(name) => Profile::named(name)?,
-            ProfileChoice::File(path) => Profile::open(path)?,
+    pub async fn host(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Self, StartError> {
+        let (checkpoint, options) = (Arc::clone(checkpoint), options.clone());
+        let load = move || {
+            let sizes = checkpoint.sizes();
+            let placement = on_host(sizes, options.dtype);
+            let request = RequestShape { batch: HOST_BATCHING.max_requests, ..RequestShape::of(sizes) };
+            let (board, admission) = (Preset::Host.board(), Admission::default());
+            load(&checkpoint, &options, board, placement, request, HOST_BATCHING, admission, None)
         };
-        let tokenizer = options.tokenizer.as_deref().unwrap_or_else(|| checkpoint.folder());
-        let tokenizer = Tokenizer::open(tokenizer, sizes.vocab)?;
-        let statistics = statistics(checkpoint, options.asset.as_deref())?;
-        let source = statistics.source.clone();
-        let cameras = checkpoint.config().cameras.clone();
-        let preprocessor = Preprocessor::new(sizes, cameras, profile, tokenizer, statistics)?;
-        let device = HostDevice::new(options.threads, options.dtype)?;
+        Self::run(load).await
+    }
+
+    async fn run(
+        load: impl FnOnce() -> Result<Loaded, StartError> + Send + 'static,
+    ) -> Result<Self, StartError> {
+        let loaded = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Interrupted)??;
+        let threads = loaded.placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
+        let threads = threads.filter(|slice| slice.device != DeviceKind::Emulated).count() > 0;
+        if threads && Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return Err(StartError::SingleThreaded);
+        }
+        let Batching { max_requests, max_in_flight } = loaded.batching;
+        let engine = Engine::start(Blueprint {
+            board: Arc::new(loaded.board),
+            sizes: loaded.sizes,
+            placement: loaded.placement,
+            limits: Limits { queue: loaded.admission.queue, max_in_flight, max_requests },
+            devices: loaded.devices,
+            clock: Clock::real(),
+            log: None,
+            faults: BTreeMap::new(),
+            follows: true,
+        });
         Ok(Self {
-            policy: Policy::load(&device, checkpoint, &Cuts::none(&sizes))?,
-            preprocessor,
-            steps: Steps::new(sizes.steps)?,
-            statistics: source,
+            engine: engine.await,
+            preprocessor: Arc::new(loaded.preprocessor),
+            sizes: loaded.sizes,
+            steps: loaded.steps,
+            statistics: loaded.statistics,
+            deadline: loaded.deadline,
         })
     }
 
@@ -117,59 +250,136 @@ impl Pipeline {
         &self.statistics
     }
 
-    /// Actions for one observation.
-    ///
-    /// # Errors
-    /// When observation, noise or previous chunk cannot be used.
-    pub fn infer(&self, observation: &Observation, request: &Request) -> Result<ActionChunk, InferError> {
-        let clock = Instant::now();
-        let prepared = self.preprocessor.prepare(observation)?;
-        let guidance = match &request.chunking {
-            Some(chunking) => Some(self.guidance(chunking, &observation.state)?),
-            None => None,
-        };
-        let noise = match &request.start {
-            Start::Seed(seed) => noise(self.policy.sizes(), *seed),
-            Start::Noise(noise) => noise.clone(),
-        };
-        if let Some(index) = noise.data().iter().position(|value| !value.is_finite()) {
-            return Err(InferError::Noise { index, value: noise.data()[index] });
-        }
-        let steps = request.steps.unwrap_or(self.steps);
-        let sample = Sample { input: prepared.input, noise, steps, guidance };
-        let preprocess = clock.elapsed();
-        let (actions, times) = self.policy.infer(std::slice::from_ref(&sample))?;
-        if actions[0].data().iter().any(|action| !action.is_finite()) {
-            return Err(InferError::NotFinite);
-        }
-        let actions = self.preprocessor.robot_actions(&actions[0], &observation.state)?;
-        Ok(ActionChunk {
-            actions,
-            timings: Timings {
-                preprocess_ms: milliseconds(preprocess),
-                vision_ms: milliseconds(times.vision),
-                prefix_ms: milliseconds(times.prefix),
-                denoise_ms: milliseconds(times.denoise),
-                total_ms: milliseconds(clock.elapsed()),
-            },
-            warnings: prepared.warnings,
-        })
+    /// The policy's sizes.
+    pub fn sizes(&self) -> &ModelSizes {
+        &self.sizes
     }
 
-    /// Guidance in the model's units.
-    fn guidance(&self, chunking: &Chunking, state: &[f32]) -> Result<Guidance, InferError> {
-        let previous = self.preprocessor.normalise_actions(&chunking.previous, state);
-        if !(chunking.max_weight > 0.0 && chunking.max_weight.is_finite()) {
-            return Err(InferError::MaxWeight(chunking.max_weight));
+    /// Actions for one observation. Dropping the future cancels the request: what it holds is freed at the next boundary
+    /// between layers or steps.
+    ///
+    /// # Errors
+    /// When observation, noise or previous chunk cannot be used; when the pipeline refuses the request or gives it up.
+    pub async fn infer(&self, observation: Observation, request: Request) -> Result<ActionChunk, InferError> {
+        let clock = Instant::now();
+        let deadline = request.deadline.or(self.deadline);
+        let robot = request.robot.clone();
+        let state = observation.state.clone();
+        let (preprocessor, sizes, steps) = (Arc::clone(&self.preprocessor), self.sizes, self.steps);
+        let prepare = move || prepare(&preprocessor, &sizes, steps, &observation, &request);
+        let prepared = tokio::task::spawn_blocking(prepare).await;
+        let (sample, warnings) = prepared.map_err(|_| InferError::Refused(Refusal::Closed))??;
+        let preprocess = clock.elapsed();
+        let left = match deadline {
+            Some(deadline) if deadline <= preprocess => {
+                let (deadline_ms, boundary) = (milliseconds(deadline), "the end of preprocessing");
+                return Err(Refusal::Expired { deadline_ms, boundary }.into());
+            }
+            deadline => deadline.map(|deadline| deadline - preprocess),
+        };
+        let answer = self.engine.submit(sample, robot, left).outcome().await?;
+        if answer.actions.data().iter().any(|action| !action.is_finite()) {
+            return Err(InferError::NotFinite);
         }
-        Ok(Guidance {
-            previous: previous.map_err(InferError::Previous)?,
-            delay: chunking.delay,
-            execution_horizon: chunking.execution_horizon,
-            schedule: chunking.schedule,
-            max_weight: chunking.max_weight,
-        })
+        let actions = self.preprocessor.robot_actions(&answer.actions, &state)?;
+        Ok(ActionChunk { actions, timings: timings(&answer, preprocess, clock.elapsed()), warnings })
     }
+
+    /// What it has done and does.
+    pub async fn stats(&self) -> Stats {
+        let Some(seen) = self.engine.look().await else {
+            return Stats { counts: Counts::default(), waiting: 0, pipelines: Vec::new() };
+        };
+        let pipelines = seen.pipelines.into_iter().enumerate().map(|(number, (in_service, in_flight))| {
+            PipelineStats { in_service, in_flight, slices: self.engine.recorder.slices(number) }
+        });
+        Stats { counts: seen.counts, waiting: seen.waiting, pipelines: pipelines.collect() }
+    }
+
+    /// Takes no more requests, and waits until all that were admitted are answered.
+    pub async fn drain(&self) {
+        self.engine.drain().await;
+    }
+
+    /// Drains for at most `grace`, refuses what is left, and stops all actors; takes no longer than twice the grace. A
+    /// device that is in the middle of a computation ends on its own.
+    pub async fn shutdown(self, grace: Duration) {
+        self.engine.shut_down(grace).await;
+    }
+}
+
+/// One chip that all stages share: they take turns, and a second request is prepared while the first is denoised.
+const HOST_BATCHING: Batching = Batching { max_requests: 4, max_in_flight: 8 };
+
+fn on_host(sizes: &ModelSizes, dtype: ComputeDtype) -> Placement {
+    let weights = match dtype {
+        ComputeDtype::Bf16 => WeightDtype::Bf16,
+        ComputeDtype::F32 => WeightDtype::F32,
+    };
+    let slices = StageKind::ALL.map(|stage| {
+        let layers =
+            LayerRange::new(0, sizes.layers(stage)).expect("every stage of a checkpoint has a layer");
+        Slice { device: DeviceKind::Host, weights, ..Slice::on(stage, layers, ChipId(0)) }
+    });
+    Placement { pipelines: vec![tensact_topology::Pipeline::new(slices.to_vec())] }
+}
+
+/// Where the checkpoint of a deployment is on this machine: a path beside the deployment file, or from here.
+pub fn locate(deployment: &Deployment) -> Option<PathBuf> {
+    let name = Path::new(&deployment.checkpoint);
+    let beside = Path::new(deployment.name()).parent().unwrap_or(Path::new(".")).join(name);
+    [beside, name.to_owned()].into_iter().find(|path| path.exists())
+}
+
+#[allow(clippy::too_many_arguments)] // the parts of a deployment, or what stands for them
+fn load(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    board: Board,
+    placement: Placement,
+    request: RequestShape,
+    batching: Batching,
+    admission: Admission,
+    deadline: Option<Duration>,
+) -> Result<Loaded, StartError> {
+    let sizes = *checkpoint.sizes();
+    let findings = check_placement(&placement, &board, &sizes, &request, batching);
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
+    let errors: Vec<String> =
+        errors.map(|finding| format!("{} ({})", finding.message, finding.help)).collect();
+    if !errors.is_empty() {
+        return Err(StartError::Deployment { findings: errors });
+    }
+    let (preprocessor, statistics) = preprocessor(checkpoint, options)?;
+    let arithmetic = Arithmetic::Host { checkpoint, threads: options.threads };
+    let devices = Devices::load(&placement, &sizes, &arithmetic)?;
+    let steps = Steps::new(sizes.steps)?;
+    Ok(Loaded {
+        board,
+        placement,
+        devices,
+        preprocessor,
+        statistics,
+        sizes,
+        steps,
+        batching,
+        admission,
+        deadline,
+    })
+}
+
+fn preprocessor(checkpoint: &Checkpoint, options: &Options) -> Result<(Preprocessor, Source), StartError> {
+    let sizes = *checkpoint.sizes();
+    let profile = match &options.profile {
+        ProfileChoice::Named(name) => Profile::named(name)?,
+        ProfileChoice::File(path) => Profile::open(path)?,
+    };
+    let tokenizer = options.tokenizer.as_deref().unwrap_or_else(|| checkpoint.folder());
+    let tokenizer = Tokenizer::open(tokenizer, sizes.vocab)?;
+    let statistics = statistics(checkpoint, options.asset.as_deref())?;
+    let source = statistics.source.clone();
+    let cameras = checkpoint.config().cameras.clone();
+    Ok((Preprocessor::new(sizes, cameras, profile, tokenizer, statistics)?, source))
 }
 
 /// Statistics beside the weights, or among them as LeRobot up to 0.3 left them.
@@ -186,6 +396,54 @@ fn statistics(checkpoint: &Checkpoint, asset: Option<&str>) -> Result<Statistics
     Ok(Statistics::from_named(&buffers)?.unwrap_or(beside))
 }
 
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+/// What the model takes, and what the robot's operator should know.
+fn prepare(
+    preprocessor: &Preprocessor,
+    sizes: &ModelSizes,
+    steps: Steps,
+    observation: &Observation,
+    request: &Request,
+) -> Result<(Sample, Vec<tensact_runtime::preprocess::Warning>), InferError> {
+    let Prepared { input, warnings, .. } = preprocessor.prepare(observation)?;
+    let chunking = request.chunking.as_ref();
+    let guidance =
+        chunking.map(|chunking| guidance(preprocessor, chunking, &observation.state)).transpose()?;
+    let noise = match &request.start {
+        Start::Seed(seed) => noise(sizes, *seed),
+        Start::Noise(noise) => noise.clone(),
+    };
+    if let Some(index) = noise.data().iter().position(|value| !value.is_finite()) {
+        return Err(InferError::Noise { index, value: noise.data()[index] });
+    }
+    let sample = Sample { input, noise, steps: request.steps.unwrap_or(steps), guidance };
+    sample.check(sizes)?;
+    Ok((sample, warnings))
+}
+
+/// Guidance in the model's units.
+fn guidance(preprocessor: &Preprocessor, chunking: &Chunking, state: &[f32]) -> Result<Guidance, InferError> {
+    let previous = preprocessor.normalise_actions(&chunking.previous, state);
+    if !(chunking.max_weight > 0.0 && chunking.max_weight.is_finite()) {
+        return Err(InferError::MaxWeight(chunking.max_weight));
+    }
+    Ok(Guidance {
+        previous: previous.map_err(InferError::Previous)?,
+        delay: chunking.delay,
+        execution_horizon: chunking.execution_horizon,
+        schedule: chunking.schedule,
+        max_weight: chunking.max_weight,
+    })
+}
+
+fn timings(answer: &Answer, preprocess: Duration, total: Duration) -> Timings {
+    let marks = answer.marks;
+    let between = |from: Duration, to: Duration| milliseconds(to.saturating_sub(from));
+    Timings {
+        preprocess_ms: milliseconds(preprocess),
+        queue_ms: between(answer.admitted, marks.dispatched),
+        vision_ms: between(marks.dispatched, marks.seen),
+        prefix_ms: between(marks.seen, marks.cached),
+        denoise_ms: between(marks.cached, answer.done),
+        total_ms: milliseconds(total),
+    }
 }

@@ -1,5 +1,8 @@
 //! What a caller may ask of one inference, and what comes back.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde::Serialize;
 use tensact_runtime::Tensor;
 use tensact_runtime::device::SliceError;
@@ -36,7 +39,7 @@ pub struct Chunking {
     pub max_weight: f32,
 }
 
-/// Options of one inference; the default is what the checkpoint says.
+/// Options of one inference; the default is what the checkpoint and the deployment say.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Request {
     /// What the integration starts from.
@@ -45,18 +48,25 @@ pub struct Request {
     pub steps: Option<Steps>,
     /// Real-time chunking, if a previous chunk is still executed.
     pub chunking: Option<Chunking>,
+    /// Time to answer, from the call on; the deployment's default unless given.
+    pub deadline: Option<Duration>,
+    /// Which robot asks. Of a robot's waiting observations only the newest is kept.
+    pub robot: Option<Arc<str>>,
 }
 
-/// How long the parts of one inference took, in milliseconds.
+/// How long the parts of one inference took, in milliseconds. They follow each other; the first denoising step, which
+/// overlaps with the prefix, counts as prefix until the last layer of the cache was there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Timings {
     /// Resizing, tokenising, normalising.
     pub preprocess_ms: f64,
+    /// Waiting for a pipeline, attempts that failed included.
+    pub queue_ms: f64,
     /// Vision tower over all cameras.
     pub vision_ms: f64,
     /// VLM over the prefix.
     pub prefix_ms: f64,
-    /// All denoising steps.
+    /// What was left of denoising.
     pub denoise_ms: f64,
     /// All of it.
     pub total_ms: f64,
@@ -73,9 +83,73 @@ pub struct ActionChunk {
     pub warnings: Vec<Warning>,
 }
 
+/// The pipeline did not take a request, or gave it up. Asking again, later or with more time, may succeed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// As many observations wait as may.
+    #[error("{waiting} observations wait already, and the queue holds {capacity}: ask again later")]
+    QueueFull {
+        /// Observations that wait.
+        waiting: usize,
+        /// Most that may.
+        capacity: usize,
+    },
+    /// It would be too late.
+    #[error(
+        "the actions would come {expected_ms:.1} ms after the observation, and are wanted after {deadline_ms:.1} ms \
+         ({ahead} observations are ahead): give it more time, or fewer steps"
+    )]
+    DeadlineImpossible {
+        /// Time to answer.
+        deadline_ms: f64,
+        /// When the answer would come.
+        expected_ms: f64,
+        /// Waiting observations that go first.
+        ahead: usize,
+    },
+    /// The same robot has sent a newer observation.
+    #[error("robot `{robot}` sent a newer observation before this one was begun")]
+    Superseded {
+        /// The robot.
+        robot: Arc<str>,
+    },
+    /// Its time ran out.
+    #[error(
+        "the deadline of {deadline_ms:.1} ms passed before the actions were there; it had reached {boundary}"
+    )]
+    Expired {
+        /// Time to answer.
+        deadline_ms: f64,
+        /// How far it had come.
+        boundary: &'static str,
+    },
+    /// Stages failed, again and again, while they held the request.
+    #[error("gave up after {attempts} attempts: {cause}")]
+    Failed {
+        /// Attempts to compute it.
+        attempts: u32,
+        /// What went wrong at the last.
+        cause: Arc<str>,
+    },
+    /// No pipeline is left that works.
+    #[error("none of the {pipelines} pipelines is in service: {cause}")]
+    OutOfService {
+        /// Pipelines of the deployment.
+        pipelines: usize,
+        /// Why the last one was given up.
+        cause: Arc<str>,
+    },
+    /// The pipeline is being drained or shut down.
+    #[error("the pipeline takes no more requests: it is being shut down")]
+    Closed,
+}
+
 /// An observation gave no actions.
 #[derive(Debug, thiserror::Error)]
 pub enum InferError {
+    /// The pipeline did not take it, or gave it up.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The observation cannot be used: everything that is wrong with it.
     #[error(transparent)]
     Observation(#[from] ObservationError),
@@ -101,7 +175,7 @@ pub enum InferError {
         "the policy gave actions that are not finite numbers: check its weights and statistics with `tensact verify`"
     )]
     NotFinite,
-    /// The caller's noise does not fit the policy.
+    /// What was given does not fit the policy.
     #[error(transparent)]
     Model(#[from] SliceError),
 }

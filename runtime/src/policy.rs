@@ -104,6 +104,49 @@ pub struct Sample {
     pub guidance: Option<Guidance>,
 }
 
+impl Sample {
+    /// Whether every part has the shape that a policy of these sizes takes.
+    ///
+    /// # Errors
+    /// Names the first part that does not.
+    pub fn check(&self, sizes: &ModelSizes) -> Result<(), SliceError> {
+        let shape = |stage, what, expected: String, found: &[usize]| {
+            Err(SliceError::Shape { stage, what, expected, found: found.into() })
+        };
+        let ModelSizes { vision, vocab, state_dim, action_dim, horizon, .. } = sizes;
+        let least = vision.patch * vision.table_side;
+        for image in self.input.images.iter().flatten() {
+            let &[3, side, across] = image.shape() else {
+                return shape(StageKind::Vision, "an image", "[3, S, S]".into(), image.shape());
+            };
+            if side != across || !side.is_multiple_of(vision.patch) || side < least {
+                let expected = format!("[3, S, S] with S a multiple of {}, at least {least}", vision.patch);
+                return shape(StageKind::Vision, "an image", expected, image.shape());
+            }
+        }
+        let tokens = &self.input.tokens;
+        if tokens.is_empty() && self.input.images.iter().flatten().next().is_none() {
+            return shape(StageKind::Prefix, "a prefix", "[1 or more tokens]".into(), &[0]);
+        }
+        if let Some(&token) = tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|t| t >= *vocab))
+        {
+            return Err(SliceError::NoSuchToken { token, vocab: *vocab });
+        }
+        if sizes.variant == Variant::Pi0 && self.input.state.len() != *state_dim {
+            return shape(StageKind::Expert, "a state", format!("[{state_dim}]"), &[self.input.state.len()]);
+        }
+        if self.noise.shape() != [*horizon, *action_dim] {
+            return shape(
+                StageKind::Expert,
+                "noise",
+                format!("[{horizon}, {action_dim}]"),
+                self.noise.shape(),
+            );
+        }
+        Ok(())
+    }
+}
+
 /// How long the stages of a batch took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTimes {

@@ -51,6 +51,20 @@ impl Tensor {
         Some(Self { shape, data: members.iter().flat_map(|member| &member.data).copied().collect() })
     }
 
+    /// The rows of tensors of one width, one tensor after the other: `[rows of all, width]`. `None` when there are no
+    /// tensors, or widths differ.
+    pub fn join_rows(parts: &[Tensor]) -> Option<Self> {
+        let width = parts.first()?.width();
+        if parts.iter().any(|part| part.width() != width) {
+            return None;
+        }
+        let rows = parts.iter().map(Tensor::rows).sum();
+        Some(Self {
+            shape: vec![rows, width],
+            data: parts.iter().flat_map(|part| &part.data).copied().collect(),
+        })
+    }
+
     /// Member `index` of the outermost dimension.
     pub(crate) fn member(&self, index: usize) -> Self {
         let shape = self.shape[1..].to_vec();

@@ -13,6 +13,24 @@ pub struct Sequences {
     pub lengths: Vec<usize>,
 }
 
+impl Sequences {
+    /// Sequences `[tokens, width]` one after the other; `None` when there are none, or widths differ.
+    pub fn join(parts: &[Tensor]) -> Option<Self> {
+        Some(Self { hidden: Tensor::join_rows(parts)?, lengths: parts.iter().map(Tensor::rows).collect() })
+    }
+
+    /// Each sequence by itself, `[tokens, width]`.
+    pub fn parts(&self) -> impl Iterator<Item = Tensor> {
+        let width = self.hidden.width();
+        let mut rest = self.hidden.data();
+        self.lengths.iter().map(move |&length| {
+            let (own, behind) = rest.split_at(length * width);
+            rest = behind;
+            Tensor::new([length, width], own.to_vec()).expect("a sequence has its rows of this width")
+        })
+    }
+}
+
 /// Keys and values of one layer and one sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeyValue {

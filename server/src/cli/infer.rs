@@ -1,6 +1,7 @@
 //! `tensact infer`: one observation in, one action chunk out.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use miette::miette;
@@ -17,7 +18,7 @@ use tensact::{ActionChunk, Options, Pipeline, ProfileChoice, Request, Start, Tim
 
 use super::output::{self, rows};
 use super::table::table;
-use super::{HostOptions, open_checkpoint, print_json, progress, told, warn};
+use super::{HostOptions, open_checkpoint, print_json, progress, runtime, told, warn};
 
 /// Turn camera images, an instruction and a robot state into actions.
 #[derive(Args)]
@@ -103,14 +104,14 @@ impl Infer {
         if let Some(out) = &self.out {
             output::check(out)?;
         }
-        let checkpoint = open_checkpoint(&self.checkpoint)?;
+        let checkpoint = Arc::new(open_checkpoint(&self.checkpoint)?);
         match (&self.tensors, &self.out) {
             (Some(tensors), Some(out)) => self.infer_tensors(&checkpoint, tensors, out),
             _ => self.infer_observation(&checkpoint),
         }
     }
 
-    fn infer_observation(&self, checkpoint: &Checkpoint) -> miette::Result<()> {
+    fn infer_observation(&self, checkpoint: &Arc<Checkpoint>) -> miette::Result<()> {
         let options = Options {
             dtype: self.host.dtype,
             threads: self.host.threads,
@@ -121,14 +122,15 @@ impl Infer {
             tokenizer: self.tokenizer.clone(),
             asset: self.asset_id.clone(),
         };
-        let pipeline = Pipeline::load(checkpoint, &options).map_err(told)?;
+        let runtime = runtime()?;
+        let pipeline = runtime.block_on(Pipeline::host(checkpoint, &options)).map_err(told)?;
         if *pipeline.statistics() == Source::Nowhere {
             warn("the checkpoint has no statistics: state and actions pass unscaled");
         }
         let observation = self.observation(&pipeline)?;
-        let request = Request { start: Start::Seed(self.seed), steps: self.steps, chunking: None };
+        let request = Request { start: Start::Seed(self.seed), steps: self.steps, ..Request::default() };
         let spinner = progress::spinner("computing");
-        let chunk = pipeline.infer(&observation, &request).map_err(told)?;
+        let chunk = runtime.block_on(pipeline.infer(observation, request)).map_err(told)?;
         spinner.finish_and_clear();
         self.report(&chunk)
     }
@@ -163,7 +165,7 @@ impl Infer {
         }
         warnings.iter().for_each(|warning| warn(warning));
         print_actions(&chunk.actions, usize::MAX);
-        let Timings { preprocess_ms, vision_ms, prefix_ms, denoise_ms, total_ms } = chunk.timings;
+        let Timings { preprocess_ms, vision_ms, prefix_ms, denoise_ms, total_ms, .. } = chunk.timings;
         say!(
             "preprocess {preprocess_ms:.1} ms, vision {vision_ms:.1} ms, prefix {prefix_ms:.1} ms, \
              denoise {denoise_ms:.1} ms, total {total_ms:.1} ms"

@@ -81,6 +81,11 @@ impl HostOptions {
     }
 }
 
+/// Threads that actors run on.
+fn runtime() -> miette::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new().map_err(told)
+}
+
 /// An error as its own words say it; they hold the cause already.
 fn told(error: impl std::error::Error) -> miette::Report {
     miette::miette!("{error}")

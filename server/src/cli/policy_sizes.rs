@@ -38,11 +38,8 @@ impl PolicyOptions {
 /// or to here, or the name of a published policy. Nothing is downloaded.
 pub(super) fn deployed_sizes(deployment: &Deployment, path: &Path) -> miette::Result<ModelSizes> {
     let name = &deployment.checkpoint;
-    let beside = path.parent().unwrap_or(Path::new(".")).join(name);
-    for candidate in [&beside, Path::new(name)] {
-        if candidate.exists() {
-            return Ok(*Checkpoint::open(candidate).map_err(told)?.sizes());
-        }
+    if let Some(found) = tensact::locate(deployment) {
+        return Ok(*Checkpoint::open(&found).map_err(told)?.sizes());
     }
     match name.rsplit('/').next().unwrap_or(name) {
         "pi0_base" => Ok(ModelSizes::base(Variant::Pi0)),

@@ -84,6 +84,11 @@ impl Default for Calibration {
 }
 
 impl Calibration {
+    /// Milliseconds until the images of a request are on a board.
+    pub fn request_io_ms(&self) -> f64 {
+        self.published.request_io_ms
+    }
+
     /// The constants Tensact ships with.
     pub fn shipped() -> &'static Self {
         static SHIPPED: LazyLock<Calibration> = LazyLock::new(|| {

@@ -4,6 +4,7 @@ mod scene;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
@@ -16,7 +17,7 @@ use super::infer::print_actions;
 use super::output::rows;
 use super::synth::VariantName;
 use super::table::{scaled, table};
-use super::{HostOptions, print_json, progress, synth, told};
+use super::{HostOptions, print_json, progress, runtime, synth, told};
 
 /// Actions that are printed of the last chunk.
 const SHOWN_ACTIONS: usize = 5;
@@ -54,7 +55,9 @@ impl Demo {
             profile: ProfileChoice::Named("libero".into()),
             ..Options::default()
         };
-        let pipeline = Pipeline::load(&checkpoint, &options).map_err(told)?;
+        let runtime = runtime()?;
+        let checkpoint = Arc::new(checkpoint);
+        let pipeline = runtime.block_on(Pipeline::host(&checkpoint, &options)).map_err(told)?;
         if !self.json {
             introduce(&checkpoint);
         }
@@ -62,7 +65,8 @@ impl Demo {
         let mut chunks = Vec::new();
         for frame in 0..self.observations.get() {
             let observation = scene::observation(frame);
-            chunks.push(pipeline.infer(&observation, &Request::default()).map_err(told)?);
+            let chunk = runtime.block_on(pipeline.infer(observation, Request::default()));
+            chunks.push(chunk.map_err(told)?);
             bar.inc(1);
         }
         bar.finish_and_clear();

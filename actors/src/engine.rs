@@ -1,0 +1,376 @@
+//! A placement as running actors: slices on chips, one channel per edge, the scheduler in front.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kameo::actor::{ActorRef, Spawn};
+use kameo::mailbox;
+use kameo::supervision::RestartPolicy;
+use tensact_runtime::policy::Sample;
+use tensact_topology::{
+    Arch, Board, Calibration, ChipId, DeviceKind, ModelSizes, Payload, Pipeline, Placement, Split, StageKind,
+    Variant,
+};
+use tokio::sync::oneshot;
+
+use crate::chip::{Chip, Chips};
+use crate::clock::Clock;
+use crate::devices::{Devices, SliceDevice};
+use crate::edge::{Outbox, Port, edge};
+use crate::recorder::{Log, Place, Recorder};
+use crate::scheduler::{
+    Abandon, Cancel, Connect, Drain, Entry, Limits, Look, Outcome, Scheduler, SchedulerArgs, Seen, Submit,
+    Sweeper,
+};
+use crate::seat::{CostBase, Costs, EdgeCosts, Parcel, Seat, Way};
+use crate::simulate::faults::SliceFaults;
+use crate::stage::{
+    CacheLayer, Denoise, DenoiseArgs, Images, Prefix, PrefixArgs, Prefixed, Stage, StepWork, Sweep, Vision,
+    VisionArgs, VisionNext, Work,
+};
+use crate::ticket::RequestId;
+
+/// What is started.
+pub(crate) struct Blueprint {
+    pub(crate) board: Arc<Board>,
+    pub(crate) sizes: ModelSizes,
+    pub(crate) placement: Placement,
+    pub(crate) limits: Limits,
+    pub(crate) devices: Devices,
+    pub(crate) clock: Clock,
+    pub(crate) log: Option<Log>,
+    /// Faults of slices, by pipeline and place.
+    pub(crate) faults: BTreeMap<(usize, usize), Arc<SliceFaults>>,
+    /// Whether first steps follow the cache layer by layer.
+    pub(crate) follows: bool,
+}
+
+/// Running actors.
+pub(crate) struct Engine {
+    scheduler: ActorRef<Scheduler>,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) clock: Clock,
+    next_request: AtomicU64,
+}
+
+impl Engine {
+    /// Starts all actors. Threads of host devices need tokio's multi-threaded runtime.
+    pub(crate) async fn start(mut blueprint: Blueprint) -> Self {
+        let (clock, limits) = (blueprint.clock, blueprint.limits);
+        let pipelines = std::mem::take(&mut blueprint.placement.pipelines);
+        let recorder = Arc::new(Recorder::new(clock, &pipelines, blueprint.log.take()));
+        let args = SchedulerArgs { clock, limits, recorder: Arc::clone(&recorder) };
+        let scheduler = Scheduler::spawn_with_mailbox(args, mailbox::unbounded());
+        let chips: BTreeMap<ChipId, Arc<Chip>> =
+            pipelines.iter().flat_map(Pipeline::chips).map(|id| (id, Chip::new(id))).collect();
+        let (mut entries, mut sweepers) = (Vec::new(), Vec::new());
+        for (number, pipeline) in pipelines.into_iter().enumerate() {
+            let wiring = Wiring::new(&blueprint, number, pipeline, &chips, &recorder);
+            let (entry, sweeper) = wiring.spawn(&scheduler).await;
+            entries.push(entry);
+            sweepers.push(sweeper);
+        }
+        // The scheduler has just been spawned and stops for nobody yet.
+        let _ = scheduler.ask(Connect { entries, sweepers }).await;
+        Self { scheduler, recorder, clock, next_request: AtomicU64::new(0) }
+    }
+
+    /// Hands a request in. Dropping what is returned cancels it.
+    pub(crate) fn submit(
+        &self,
+        sample: Sample,
+        robot: Option<Arc<str>>,
+        deadline: Option<Duration>,
+    ) -> Pending {
+        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        let (reply, outcome) = oneshot::channel();
+        let submit = Submit { id, sample: Arc::new(sample), robot, deadline, reply };
+        // A scheduler that is gone drops the reply, which the caller sees.
+        let _ = self.scheduler.tell(submit).try_send();
+        Pending { id, outcome, scheduler: self.scheduler.clone() }
+    }
+
+    /// What the scheduler knows; nothing when it has stopped.
+    pub(crate) async fn look(&self) -> Option<Seen> {
+        self.scheduler.ask(Look).await.ok()
+    }
+
+    /// Takes no more requests and waits until all are answered and gone.
+    pub(crate) async fn drain(&self) {
+        let (reply, drained) = oneshot::channel();
+        if self.scheduler.tell(Drain(reply)).await.is_ok() {
+            let _ = drained.await;
+        }
+    }
+
+    /// Answers what is left and stops all actors, within twice the grace.
+    pub(crate) async fn shut_down(&self, grace: Duration) {
+        let _ = tokio::time::timeout(grace, self.drain()).await;
+        let _ = self.scheduler.tell(Abandon).await;
+        let _ = self.scheduler.stop_gracefully().await;
+        let _ = tokio::time::timeout(grace, self.scheduler.wait_for_shutdown()).await;
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.scheduler.kill();
+    }
+}
+
+/// A request that was handed in.
+pub(crate) struct Pending {
+    pub(crate) id: RequestId,
+    outcome: oneshot::Receiver<Outcome>,
+    scheduler: ActorRef<Scheduler>,
+}
+
+impl Pending {
+    /// Waits for the outcome.
+    pub(crate) async fn outcome(mut self) -> Outcome {
+        (&mut self.outcome).await.unwrap_or(Err(crate::Refusal::Closed))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.outcome.is_terminated() {
+            let _ = self.scheduler.tell(Cancel(self.id)).try_send();
+        }
+    }
+}
+
+/// One pipeline while it is wired up.
+struct Wiring<'a> {
+    blueprint: &'a Blueprint,
+    number: usize,
+    costs: CostBase,
+    chips: &'a BTreeMap<ChipId, Arc<Chip>>,
+    recorder: &'a Arc<Recorder>,
+    /// Both ends of every edge, by the places of its slices.
+    images: BTreeMap<usize, Ends<Images>>,
+    prefixed: BTreeMap<usize, Ends<Prefixed>>,
+    caches: BTreeMap<(usize, usize), Ends<CacheLayer>>,
+    steps: BTreeMap<usize, Ends<StepWork>>,
+}
+
+struct Ends<T> {
+    way: Way<Parcel<T>>,
+    port: Port<Parcel<T>>,
+}
+
+impl<'a> Wiring<'a> {
+    fn new(
+        blueprint: &'a Blueprint,
+        number: usize,
+        pipeline: Pipeline,
+        chips: &'a BTreeMap<ChipId, Arc<Chip>>,
+        recorder: &'a Arc<Recorder>,
+    ) -> Self {
+        let pipeline = Arc::new(pipeline);
+        let costs = CostBase { board: Arc::clone(&blueprint.board), sizes: blueprint.sizes, pipeline };
+        let mut wiring = Self {
+            blueprint,
+            number,
+            costs,
+            chips,
+            recorder,
+            images: BTreeMap::new(),
+            prefixed: BTreeMap::new(),
+            caches: BTreeMap::new(),
+            steps: BTreeMap::new(),
+        };
+        wiring.connect();
+        wiring
+    }
+
+    /// Makes one channel per edge, each as long as the queue of its receiver.
+    fn connect(&mut self) {
+        let pipeline = Arc::clone(&self.costs.pipeline);
+        let requests = self.blueprint.limits.max_requests;
+        for edge in pipeline.edges() {
+            let (from, to) = (&pipeline.slices[edge.from], &pipeline.slices[edge.to]);
+            // As many messages as a request may come in: one for each chip that cameras are dealt out to.
+            let parts = |slice: &tensact_topology::Slice| {
+                if slice.split == Split::Cameras { slice.chips.len() } else { 1 }
+            };
+            let groups = parts(from).max(parts(to));
+            match edge.payload {
+                Payload::Hidden if from.stage == StageKind::Vision => {
+                    let ends = self.ends(edge, to.queue * requests * groups);
+                    self.images.insert(edge.to, ends);
+                }
+                Payload::Hidden | Payload::ImageTokens => {
+                    let ends = self.ends(edge, to.queue * requests * groups);
+                    self.prefixed.insert(edge.to, ends);
+                }
+                Payload::Cache => {
+                    let ends = self.ends(edge, to.queue * requests * edge.layers);
+                    self.caches.insert((edge.from, edge.to), ends);
+                }
+                Payload::Step => {
+                    let ends = self.ends(edge, to.queue);
+                    self.steps.insert(edge.to, ends);
+                }
+            }
+        }
+    }
+
+    fn ends<T>(&self, wire: tensact_topology::Edge, capacity: usize) -> Ends<T> {
+        let emulated = |place: usize| self.costs.pipeline.slices[place].device == DeviceKind::Emulated;
+        let costs =
+            (emulated(wire.from) && emulated(wire.to)).then(|| EdgeCosts::new(self.costs.clone(), wire));
+        let (outbox, port): (Outbox<_>, _) = edge(capacity);
+        Ends { way: Way { outbox, costs }, port }
+    }
+
+    /// Starts the actors of all slices.
+    async fn spawn(mut self, scheduler: &ActorRef<Scheduler>) -> (Entry, Sweeper) {
+        let pipeline = Arc::clone(&self.costs.pipeline);
+        let first = &pipeline.slices[0];
+        let shares = |slice: &tensact_topology::Slice| {
+            if slice.split == Split::Cameras { slice.chips.len() } else { 1 }
+        };
+        let chips = shares(first);
+        let (outbox, port) = edge(self.blueprint.limits.max_in_flight * chips);
+        self.images.insert(0, Ends { way: Way { outbox: outbox.clone(), costs: None }, port });
+        let mut sweeps: Vec<Box<dyn Fn() + Send + Sync>> = Vec::new();
+        for place in 0..pipeline.slices.len() {
+            match pipeline.slices[place].stage {
+                StageKind::Vision => {
+                    for args in self.vision(place) {
+                        sweeps.push(self.start(place, scheduler, move || Vision::new(args.clone())).await);
+                    }
+                }
+                StageKind::Prefix => {
+                    let args = self.prefix(place);
+                    sweeps.push(self.start(place, scheduler, move || Prefix::new(args.clone())).await);
+                }
+                StageKind::Expert => {
+                    let args = self.denoise(place);
+                    sweeps.push(self.start(place, scheduler, move || Denoise::new(args.clone())).await);
+                }
+            }
+        }
+        let emulated = pipeline.slices.iter().all(|slice| slice.device == DeviceKind::Emulated);
+        let io = emulated && self.blueprint.board.arch() != Arch::Host;
+        let io_ms = if io { Calibration::shipped().request_io_ms() } else { 0.0 };
+        let entry = Entry {
+            outbox,
+            chips,
+            costs: self.costs.clone(),
+            trusted: emulated,
+            upload: Duration::from_secs_f64(io_ms / 1e3),
+            ring: pipeline.of(StageKind::Expert).count() > 1,
+        };
+        (entry, Box::new(move || sweeps.iter().for_each(|sweep| sweep())))
+    }
+
+    /// Starts the actor of a slice under the scheduler; on a thread of its own where it computes.
+    async fn start<W: Work>(
+        &self,
+        place: usize,
+        scheduler: &ActorRef<Scheduler>,
+        work: impl Fn() -> W + Send + Sync + 'static,
+    ) -> Box<dyn Fn() + Send + Sync> {
+        let reports_to = scheduler.clone();
+        let actor = Stage::<W>::supervise_with(scheduler, move || (work(), reports_to.clone()))
+            .restart_policy(RestartPolicy::Transient)
+            // How often is too often is decided by the scheduler, in the pipeline's own time.
+            .restart_limit(u32::MAX, Duration::MAX);
+        let actor = match self.costs.pipeline.slices[place].device {
+            DeviceKind::Emulated => actor.spawn_with_mailbox(mailbox::unbounded()).await,
+            DeviceKind::Host | DeviceKind::Ttnn => {
+                actor.spawn_in_thread_with_mailbox(mailbox::unbounded()).await
+            }
+        };
+        Box::new(move || drop(actor.tell(Sweep).try_send()))
+    }
+
+    fn seat(&self, place: usize, chips: &[ChipId]) -> Seat {
+        let slice = &self.costs.pipeline.slices[place];
+        Seat {
+            place: Place { pipeline: self.number, slice: place },
+            stage: slice.stage,
+            layers: slice.layers,
+            chips: Chips::new(chips.iter().filter_map(|chip| self.chips.get(chip).cloned()).collect()),
+            clock: self.blueprint.clock,
+            costs: (slice.device == DeviceKind::Emulated).then(|| Costs::new(self.costs.clone(), place)),
+            faults: self.blueprint.faults.get(&(self.number, place)).cloned(),
+            recorder: Arc::clone(self.recorder),
+        }
+    }
+
+    fn vision(&self, place: usize) -> Vec<VisionArgs> {
+        let pipeline = &self.costs.pipeline;
+        let slice = &pipeline.slices[place];
+        let SliceDevice::Vision(device) = self.blueprint.devices.of(slice) else { return Vec::new() };
+        let Some(Ends { port, .. }) = self.images.get(&place) else { return Vec::new() };
+        let next = pipeline.slices.get(place + 1);
+        let next = match (next, self.images.get(&(place + 1)), self.prefixed.get(&(place + 1))) {
+            (Some(next), Some(ends), _) => {
+                let chips = if next.split == Split::Cameras { next.chips.len() } else { 1 };
+                VisionNext::Vision(ends.way.clone(), chips)
+            }
+            (_, _, Some(ends)) => VisionNext::Prefix(ends.way.clone()),
+            _ => return Vec::new(),
+        };
+        let shares = slice.split == Split::Cameras;
+        let seats = if shares { slice.chips.chunks(1).collect() } else { vec![&slice.chips[..]] };
+        let args = |chips: &[ChipId]| VisionArgs {
+            seat: self.seat(place, chips),
+            device: Arc::clone(&device),
+            port: port.clone(),
+            next: next.clone(),
+            max_requests: self.blueprint.limits.max_requests,
+            shares,
+        };
+        seats.into_iter().map(args).collect()
+    }
+
+    fn prefix(&self, place: usize) -> PrefixArgs {
+        let pipeline = &self.costs.pipeline;
+        let slice = &pipeline.slices[place];
+        let SliceDevice::Prefix(device) = self.blueprint.devices.of(slice) else {
+            unreachable!("devices hold every slice of their placement as its own stage")
+        };
+        let caches = self.caches.iter().filter(|((from, _), _)| *from == place);
+        PrefixArgs {
+            seat: self.seat(place, &slice.chips),
+            device,
+            port: self.prefixed[&place].port.clone(),
+            caches: caches.map(|((_, to), ends)| (pipeline.slices[*to].layers, ends.way.clone())).collect(),
+            next: pipeline
+                .slices
+                .get(place + 1)
+                .filter(|next| next.stage == StageKind::Prefix)
+                .map(|_| self.prefixed[&(place + 1)].way.clone()),
+            max_requests: self.blueprint.limits.max_requests,
+        }
+    }
+
+    fn denoise(&self, place: usize) -> DenoiseArgs {
+        let pipeline = &self.costs.pipeline;
+        let slice = &pipeline.slices[place];
+        let SliceDevice::Expert(device) = self.blueprint.devices.of(slice) else {
+            unreachable!("devices hold every slice of their placement as its own stage")
+        };
+        let ring: Vec<usize> = pipeline.of(StageKind::Expert).map(|(place, _)| place).collect();
+        let last = ring.last() == Some(&place);
+        let behind = if last { ring[0] } else { place + 1 };
+        let caches = self.caches.iter().filter(|((_, to), _)| *to == place);
+        DenoiseArgs {
+            seat: self.seat(place, &slice.chips),
+            device,
+            caches: caches.map(|(_, ends)| ends.port.clone()).collect(),
+            steps: self.steps.get(&place).map(|ends| ends.port.clone()),
+            next: self.steps.get(&behind).map(|ends| ends.way.clone()),
+            last,
+            has_state: self.blueprint.sizes.variant == Variant::Pi0,
+            max_requests: self.blueprint.limits.max_requests,
+            follows: self.blueprint.follows,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Simulation: a deployment on emulated chips, in simulated time.
+//!
+//! The same actors, edges and scheduler as everywhere run on one thread under a clock that stands still while somebody
+//! works and jumps to the next event when everybody waits. Chips take the time that the cost model says and compute
+//! digests instead of activations, so that a result shows which request it belongs to.
+//!
+//! Invariants, checked in every run and reported as [`Violations`]: *one-outcome* (every request is answered exactly
+//! once), *own-result* (with its own actions), *bounded* (no more requests wait than may), *back-to-start* (after the
+//! drain nothing is left of any request). And *replayable*: the same deployment, load and seed give the same events in
+//! the same order.
+
+pub(crate) mod faults;
+mod report;
+mod robots;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tensact_topology::check::{Severity, check_placement};
+use tensact_topology::deployment::{Admission, Batching, Deployment};
+use tensact_topology::{Board, DeviceKind, ModelSizes, Placement, RequestShape};
+
+pub use faults::{Fault, FaultKind, FaultName, PlannedFaults};
+pub use report::{Bound, ChipReport, Latencies, Report, Violations};
+
+use crate::clock::Clock;
+use crate::devices::{Arithmetic, Devices};
+use crate::engine::{Blueprint, Engine};
+use crate::pipeline::StartError;
+use crate::recorder::Log;
+use crate::scheduler::Limits;
+
+/// A deployment whose chips are emulated.
+#[derive(Debug, Clone)]
+pub struct Simulation {
+    pub(crate) board: Arc<Board>,
+    pub(crate) sizes: ModelSizes,
+    pub(crate) placement: Placement,
+    pub(crate) request: RequestShape,
+    pub(crate) batching: Batching,
+    pub(crate) admission: Admission,
+    /// Whether first steps follow the cache layer by layer.
+    pub(crate) follows: bool,
+}
+
+/// What robots ask for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Scenario {
+    /// Robots that ask at the same time.
+    pub robots: usize,
+    /// Observations that each sends in a second; without a rate, each sends the next as soon as it is answered.
+    pub rate_hz: Option<f64>,
+    /// For how long, in simulated time.
+    pub duration: Duration,
+    /// Most requests of all robots together.
+    pub requests: Option<u64>,
+    /// Time to answer.
+    pub deadline: Option<Duration>,
+    /// Whether requests differ in cameras, tokens, steps and deadlines, and some are cancelled.
+    pub mixed: bool,
+    /// Seed of everything that is left to chance.
+    pub seed: u64,
+}
+
+impl Simulation {
+    /// A deployment of a policy, with every chip emulated.
+    ///
+    /// # Errors
+    /// Says everything that is wrong with the deployment.
+    pub fn new(deployment: &Deployment, sizes: &ModelSizes) -> Result<Self, StartError> {
+        let board = deployment.load_board()?;
+        let mut placement = deployment.placement(sizes, board.arch()).placement;
+        for slice in placement.pipelines.iter_mut().flat_map(|pipeline| &mut pipeline.slices) {
+            slice.device = DeviceKind::Emulated;
+        }
+        let request = deployment.request(sizes);
+        let findings = check_placement(&placement, &board, sizes, &request, deployment.batching);
+        let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
+        let findings: Vec<String> =
+            errors.map(|finding| format!("{} ({})", finding.message, finding.help)).collect();
+        if !findings.is_empty() {
+            return Err(StartError::Deployment { findings });
+        }
+        Ok(Self {
+            board: Arc::new(board),
+            sizes: *sizes,
+            placement,
+            request,
+            batching: deployment.batching,
+            admission: deployment.admission,
+            follows: true,
+        })
+    }
+
+    /// Runs a scenario with these faults. `events` gets a line for everything that happens.
+    ///
+    /// # Errors
+    /// When no runtime or no slices can be had.
+    pub fn run(
+        &self,
+        scenario: &Scenario,
+        faults: &PlannedFaults,
+        events: Option<Box<dyn FnMut(String) + Send>>,
+    ) -> Result<Report, StartError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.map_err(|_| StartError::Interrupted)?;
+        let devices = Devices::load(&self.placement, &self.sizes, &Arithmetic::Digests)?;
+        let log = events.map(|mut events| -> Log {
+            Box::new(move |at, what| events(format!("{:12} {what}", at.as_micros())))
+        });
+        Ok(runtime.block_on(self.simulate(scenario, faults, devices, log)))
+    }
+
+    async fn simulate(
+        &self,
+        scenario: &Scenario,
+        faults: &PlannedFaults,
+        devices: Devices,
+        log: Option<Log>,
+    ) -> Report {
+        let Batching { max_requests, max_in_flight } = self.batching;
+        let engine = Engine::start(Blueprint {
+            board: Arc::clone(&self.board),
+            sizes: self.sizes,
+            placement: self.placement.clone(),
+            limits: Limits { queue: self.admission.queue, max_in_flight, max_requests },
+            devices,
+            clock: Clock::simulated(),
+            log,
+            faults: faults.by_slice(),
+            follows: self.follows,
+        });
+        let engine = Arc::new(engine.await);
+        let outcomes = robots::run(&engine, self, scenario).await;
+        let elapsed = engine.clock.now();
+        engine.drain().await;
+        let seen = engine.look().await;
+        let report =
+            report::Report::new(self, scenario, faults, &outcomes, elapsed, engine.recorder.busy(), seen);
+        if let Some(engine) = Arc::into_inner(engine) {
+            engine.shut_down(Duration::from_secs(1)).await;
+        }
+        report
+    }
+}
+
+/// Chips by number, for reports.
+type Busy = BTreeMap<tensact_topology::ChipId, Duration>;

@@ -1,0 +1,117 @@
+//! Stage actors: each runs one slice of a stage on its chips.
+//!
+//! A stage pulls tensors from its edges when it can use them, so that batches form from what waits and a full edge holds
+//! its sender up; its mailbox is for control alone. Every piece of work ends at a boundary (a pass, a layer, a step)
+//! where control is heard and requests that have ended are let go.
+//!
+//! When a stage fails, everything it held ends with the cause, its supervisor starts it again with the same weights and
+//! edges, and the scheduler decides what becomes of the requests.
+
+mod denoise;
+mod prefix;
+mod vision;
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use kameo::actor::{Actor, ActorRef, WeakActorRef};
+use kameo::error::{ActorStopReason, PanicError};
+use kameo::mailbox::{MailboxReceiver, Signal};
+use kameo::message::{Context, Message};
+
+pub(crate) use denoise::{CacheLayer, Denoise, DenoiseArgs, StepWork};
+pub(crate) use prefix::{Prefix, PrefixArgs, Prefixed, PrefixedContent};
+pub(crate) use vision::{Image, Images, Vision, VisionArgs, VisionNext, grouped};
+
+use crate::scheduler::{Scheduler, StageFailed};
+use crate::seat::{Seat, StageFault};
+use crate::ticket::{End, Ticket};
+
+/// What a stage does between two looks at its mailbox.
+pub(crate) trait Work: Send + 'static {
+    fn seat(&self) -> &Seat;
+
+    /// Waits until there may be something to do. Dropping the future loses nothing.
+    fn ready(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Does what can be done up to the next boundary.
+    fn work(&mut self) -> impl Future<Output = Result<(), StageFault>> + Send;
+
+    /// Lets go of requests that have ended.
+    fn sweep(&mut self);
+
+    /// Gives up everything it holds.
+    fn surrender(&mut self) -> Vec<Arc<Ticket>>;
+}
+
+/// The actor around a slice.
+pub(crate) struct Stage<W> {
+    work: W,
+    scheduler: ActorRef<Scheduler>,
+}
+
+impl<W: Work> Actor for Stage<W> {
+    type Args = (W, ActorRef<Scheduler>);
+    type Error = StageFault;
+
+    async fn on_start((work, scheduler): Self::Args, _: ActorRef<Self>) -> Result<Self, StageFault> {
+        Ok(Self { work, scheduler })
+    }
+
+    async fn next(
+        &mut self,
+        _: WeakActorRef<Self>,
+        mailbox: &mut MailboxReceiver<Self>,
+    ) -> Result<Option<Signal<Self>>, StageFault> {
+        loop {
+            tokio::select! {
+                biased;
+                signal = mailbox.recv() => return Ok(signal),
+                () = self.work.ready() => {}
+            }
+            self.work.work().await?;
+        }
+    }
+
+    async fn on_panic(
+        &mut self,
+        _: WeakActorRef<Self>,
+        error: PanicError,
+    ) -> Result<ControlFlow<ActorStopReason>, StageFault> {
+        let seat = self.work.seat();
+        let fault = error.with_downcast_ref(StageFault::clone).unwrap_or_else(|| {
+            seat.fault(format!("panicked: {}", error.with_str(str::to_owned).unwrap_or_default()))
+        });
+        let cause: Arc<str> = fault.to_string().into();
+        let place = seat.place;
+        seat.recorder.failed(place, &cause);
+        let _ = self.scheduler.tell(StageFailed { place, cause: Arc::clone(&cause) }).try_send();
+        for ticket in self.work.surrender() {
+            ticket.end(End::Failed(Arc::clone(&cause)));
+        }
+        Ok(ControlFlow::Break(ActorStopReason::Panicked(error)))
+    }
+}
+
+/// Requests have ended elsewhere: let go of them.
+pub(crate) struct Sweep;
+
+impl<W: Work> Message<Sweep> for Stage<W> {
+    type Reply = ();
+
+    async fn handle(&mut self, _: Sweep, _: &mut Context<Self, ()>) {
+        self.work.sweep();
+    }
+}
+
+/// Takes the next batch off a queue: at most `most`, and a request that must run alone by itself.
+fn next_batch<T>(queue: &mut VecDeque<T>, most: usize, ticket: impl Fn(&T) -> &Arc<Ticket>) -> Vec<T> {
+    let Some(first) = queue.front() else { return Vec::new() };
+    let count = if ticket(first).alone() {
+        1
+    } else {
+        queue.iter().take(most).take_while(|item| !ticket(item).alone()).count()
+    };
+    queue.drain(..count).collect()
+}
