@@ -1,5 +1,6 @@
 //! What the tests that cross crates share: golden folders, devices, and samples.
 
+pub mod driver;
 pub mod plain;
 
 use std::num::NonZeroUsize;

@@ -1,4 +1,4 @@
-//! Slices of host and emulated devices, driven through their traits as stage actors drive them.
+//! Slices of host and emulated devices give the same bits wherever they are cut, layer by layer and as a whole.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
@@ -8,178 +8,15 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::synth::SynthSize;
-use tensact_runtime::device::emulated::{EmulatedExpert, EmulatedPrefix, EmulatedVision, answer};
-use tensact_runtime::device::host::{ComputeDtype, ExpertSlice, PrefixSlice, VisionSlice};
-use tensact_runtime::device::{
-    ExpertStage, Followed, PrefixInput, PrefixStage, SliceError, StepInput, VisionStage,
-};
-use tensact_runtime::model::flow::{Guidance, Step, Steps, WeightSchedule, noise};
-use tensact_runtime::model::{KeyValue, KvCache, ModelInput};
+use tensact_runtime::device::emulated::answer;
+use tensact_runtime::device::host::ComputeDtype;
+use tensact_runtime::device::{PrefixInput, SliceError};
+use tensact_runtime::model::flow::{Guidance, Steps, WeightSchedule, noise};
+use tensact_runtime::model::{KeyValue, ModelInput};
 use tensact_runtime::policy::{Cuts, Policy, Sample};
+use tensact_tests::driver::{Boundaries, Stages, emulated, everywhere, host};
 use tensact_tests::{checkpoint, device, inputs, open};
-use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
-
-/// All slices of a policy.
-struct Stages {
-    sizes: ModelSizes,
-    vision: Vec<Arc<dyn VisionStage>>,
-    prefix: Vec<Arc<dyn PrefixStage>>,
-    expert: Vec<Arc<dyn ExpertStage>>,
-}
-
-/// The layers behind which each stage is cut.
-type Boundaries = [Vec<usize>; 3];
-
-fn ranges(layers: usize, boundaries: &[usize]) -> Vec<LayerRange> {
-    let ends = boundaries.iter().copied().chain([layers]);
-    let starts = std::iter::once(0).chain(boundaries.iter().copied());
-    starts.zip(ends).map(|(start, end)| LayerRange::new(start, end).unwrap()).collect()
-}
-
-fn everywhere(sizes: &ModelSizes) -> Boundaries {
-    StageKind::ALL.map(|stage| (1..sizes.layers(stage)).collect())
-}
-
-fn emulated(sizes: &ModelSizes, [vision, prefix, expert]: &Boundaries) -> Stages {
-    let vision = ranges(sizes.vision.layers, vision).into_iter();
-    let prefix = ranges(sizes.vlm.layers, prefix).into_iter();
-    let expert = ranges(sizes.expert.layers, expert).into_iter();
-    Stages {
-        sizes: *sizes,
-        vision: vision.map(|range| Arc::new(EmulatedVision::new(range, sizes).unwrap()) as _).collect(),
-        prefix: prefix.map(|range| Arc::new(EmulatedPrefix::new(range, sizes).unwrap()) as _).collect(),
-        expert: expert.map(|range| Arc::new(EmulatedExpert::new(range, sizes).unwrap()) as _).collect(),
-    }
-}
-
-impl Stages {
-    /// Keys and values of the whole VLM, per sample.
-    fn entries(&self, samples: &[Sample]) -> Vec<Vec<KeyValue>> {
-        let present = samples.iter().flat_map(|sample| sample.input.images.iter().flatten());
-        let mut images: Vec<Tensor> = present.cloned().collect();
-        for stage in &self.vision {
-            images = stage.run(&images.iter().collect::<Vec<_>>()).unwrap();
-        }
-        let mut images = &images[..];
-        let mut parts = Vec::new();
-        for sample in samples {
-            let (of_sample, rest) = images.split_at(sample.input.images.iter().flatten().count());
-            parts.push(PrefixInput { images: of_sample, tokens: &sample.input.tokens });
-            images = rest;
-        }
-        let mut entries = vec![Vec::new(); samples.len()];
-        let mut batch = Some(self.prefix[0].embed(&parts).unwrap());
-        for stage in &self.prefix {
-            let mut pass = Arc::clone(stage).begin(batch.take().unwrap()).unwrap();
-            while let Some(layer) = pass.layer() {
-                entries.iter_mut().zip(layer).for_each(|(entries, entry)| entries.push(entry));
-            }
-            batch = pass.finish();
-        }
-        assert!(batch.is_none(), "nothing is behind the VLM's last layer");
-        entries
-    }
-
-    /// Actions by whole caches: all samples as one batch, each at its own step.
-    fn cached(&self, samples: &[Sample]) -> Vec<Tensor> {
-        let mut caches: Vec<Vec<KvCache>> =
-            self.entries(samples).into_iter().map(|entries| self.hand_over(entries)).collect();
-        if self.sizes.variant == Variant::Pi0 {
-            let states = samples.iter().flat_map(|sample| &sample.input.state).copied().collect();
-            let mut states = Tensor::new([samples.len(), self.sizes.state_dim], states).unwrap();
-            for (index, stage) in self.expert.iter().enumerate() {
-                let mut caches: Vec<_> = caches.iter_mut().map(|caches| &mut caches[index]).collect();
-                let Some(next) = stage.cache_state(&states, &mut caches).unwrap() else { break };
-                states = next;
-            }
-        }
-        let mut x: Vec<Tensor> = samples.iter().map(|sample| sample.noise.clone()).collect();
-        for round in 0..samples.iter().map(|sample| sample.steps.count()).max().unwrap() {
-            let due = (0..samples.len()).filter_map(|i| Some((i, samples[i].steps.iter().nth(round)?)));
-            let due: Vec<(usize, Step)> = due.collect();
-            let at: Vec<_> = due.iter().map(|&(i, step)| (&x[i], step, &caches[i][..])).collect();
-            let velocities = self.velocities(&at);
-            for ((i, step), velocity) in due.into_iter().zip(velocities) {
-                advance(&samples[i], step, &mut x[i], velocity);
-            }
-        }
-        x
-    }
-
-    /// Actions of one sample whose first step follows its cache layer by layer.
-    fn followed(&self, sample: &Sample) -> Tensor {
-        self.following(sample, self.entries(std::slice::from_ref(sample)).remove(0))
-    }
-
-    fn following(&self, sample: &Sample, entries: Vec<KeyValue>) -> Tensor {
-        let mut entries = entries.into_iter();
-        let mut steps = sample.steps.iter();
-        let first = steps.next().unwrap();
-        let mut hidden = sample.noise.clone();
-        let mut state = (self.sizes.variant == Variant::Pi0)
-            .then(|| Tensor::new([1, self.sizes.state_dim], sample.input.state.clone()).unwrap());
-        let mut caches = Vec::new();
-        for stage in &self.expert {
-            let mut following = Arc::clone(stage).follow(hidden, state, first).unwrap();
-            for entry in entries.by_ref().take(stage.layers().len()) {
-                following.layer(entry).unwrap();
-            }
-            let followed = following.finish().unwrap();
-            Followed { output: hidden, state, .. } = followed;
-            caches.push(followed.cache);
-        }
-        assert_eq!(state, None, "nothing is behind the expert's last layer");
-        let mut x = sample.noise.clone();
-        advance(sample, first, &mut x, hidden);
-        for step in steps {
-            let velocity = self.velocities(&[(&x, step, &caches)]).remove(0);
-            advance(sample, step, &mut x, velocity);
-        }
-        x
-    }
-
-    fn hand_over(&self, entries: Vec<KeyValue>) -> Vec<KvCache> {
-        let mut entries = entries.into_iter();
-        let cache = |stage: &Arc<dyn ExpertStage>| {
-            KvCache::new(stage.layers(), entries.by_ref().take(stage.layers().len()).collect()).unwrap()
-        };
-        self.expert.iter().map(cache).collect()
-    }
-
-    fn velocities(&self, at: &[(&Tensor, Step, &[KvCache])]) -> Vec<Tensor> {
-        let mut hidden: Vec<Tensor> = at.iter().map(|(x, ..)| (*x).clone()).collect();
-        for (index, stage) in self.expert.iter().enumerate() {
-            let inputs: Vec<_> = (at.iter().zip(&hidden))
-                .map(|(&(_, step, caches), x)| StepInput { x, step, cache: &caches[index] })
-                .collect();
-            hidden = stage.step(&inputs).unwrap();
-        }
-        hidden
-    }
-}
-
-fn advance(sample: &Sample, step: Step, x: &mut Tensor, mut velocity: Tensor) {
-    if let Some(guidance) = &sample.guidance {
-        guidance.bend(step, x, &mut velocity);
-    }
-    step.advance(x, &velocity);
-}
-
-fn host(policy: &str, [vision, prefix, expert]: &Boundaries) -> Stages {
-    let checkpoint = checkpoint(policy, "model.safetensors");
-    let device = device(2, ComputeDtype::Bf16);
-    let sizes = *checkpoint.sizes();
-    let vision = ranges(sizes.vision.layers, vision).into_iter();
-    let prefix = ranges(sizes.vlm.layers, prefix).into_iter();
-    let expert = ranges(sizes.expert.layers, expert).into_iter();
-    let (d, c) = (&device, &checkpoint);
-    Stages {
-        sizes,
-        vision: vision.map(|range| Arc::new(VisionSlice::load(d, c, range).unwrap()) as _).collect(),
-        prefix: prefix.map(|range| Arc::new(PrefixSlice::load(d, c, range).unwrap()) as _).collect(),
-        expert: expert.map(|range| Arc::new(ExpertSlice::load(d, c, range).unwrap()) as _).collect(),
-    }
-}
+use tensact_topology::{ModelSizes, StageKind, Variant};
 
 #[test]
 fn following_the_cache_changes_no_bit() {
@@ -271,7 +108,12 @@ fn a_cache_that_is_mixed_up_changes_the_answer() {
     for layer in 0..17 {
         assert_ne!(found(&|entries| entries.swap(layer, layer + 1)), expected, "swapped");
         assert_ne!(found(&|entries| entries[layer] = entries[layer + 1].clone()), expected, "twice");
-        assert_ne!(found(&|entries| entries[layer] = others[layer].clone()), expected, "another's");
+        assert_ne!(found(&|entries| entries[layer].keys = others[layer].keys.clone()), expected, "keys");
+        assert_ne!(
+            found(&|entries| entries[layer].values = others[layer].values.clone()),
+            expected,
+            "values"
+        );
         let crossed = |KeyValue { keys, values }: &mut KeyValue| std::mem::swap(keys, values);
         assert_ne!(found(&|entries| crossed(&mut entries[layer])), expected, "keys for values");
     }
