@@ -32,7 +32,7 @@ use crate::devices::{Arithmetic, Devices};
 use crate::engine::{Blueprint, Engine};
 use crate::pipeline::StartError;
 use crate::recorder::Log;
-use crate::scheduler::Limits;
+use crate::scheduler::{Limits, Seen};
 
 /// A deployment whose chips are emulated.
 #[derive(Debug, Clone)]
@@ -138,7 +138,7 @@ impl Simulation {
         let outcomes = robots::run(&engine, self, scenario).await;
         let elapsed = engine.clock.now();
         engine.drain().await;
-        let seen = engine.look().await;
+        let seen = settled(&engine).await;
         let report =
             report::Report::new(self, scenario, faults, &outcomes, elapsed, engine.recorder.busy(), seen);
         if let Some(engine) = Arc::into_inner(engine) {
@@ -147,6 +147,21 @@ impl Simulation {
         report
     }
 }
+
+/// What the scheduler knows once chips that stalled have come back.
+async fn settled(engine: &Engine) -> Option<Seen> {
+    for _ in 0..SETTLING_SECONDS {
+        let seen = engine.look().await?;
+        if seen.pipelines.iter().all(|(_, in_flight)| *in_flight == 0) {
+            return Some(seen);
+        }
+        engine.clock.wait(Duration::from_secs(1)).await;
+    }
+    engine.look().await
+}
+
+/// Longer than any fault lasts.
+const SETTLING_SECONDS: usize = 60;
 
 /// Chips by number, for reports.
 type Busy = BTreeMap<tensact_topology::ChipId, Duration>;

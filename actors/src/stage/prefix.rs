@@ -202,30 +202,49 @@ impl Prefix {
         let Some(sequences) = Self::sequences(&*device, batch).map_err(fault)? else {
             return Err(self.args.seat.fault("prefixes of different widths".into()));
         };
-        let mut pass = device.begin(sequences).map_err(fault)?;
+        let mut pass = Some(device.begin(sequences).map_err(fault)?);
         let mut turn = Some(held);
-        for layer in self.args.seat.layers.iter() {
+        let layers = self.args.seat.layers;
+        for layer in layers.iter() {
             let held = match turn.take() {
                 Some(held) => held,
                 None => self.args.seat.take(RANK).await,
             };
-            let compute = || Ok(pass.layer().unwrap_or_default());
-            let entries = self.args.seat.run(&held, Share::Layer, tickets, cameras, compute).await?;
+            let last = layer + 1 == layers.end();
+            let compute = || {
+                let entries = pass.as_mut().and_then(|pass| pass.layer()).unwrap_or_default();
+                Ok((entries, pass.take_if(|_| last).and_then(|pass| pass.finish())))
+            };
+            let (entries, after) = self.args.seat.run(&held, Share::Layer, tickets, cameras, compute).await?;
             turn = Some(held);
-            if self.args.next.is_none() && layer + 1 == self.args.seat.layers.end() {
+            if last && self.args.next.is_none() {
                 let now = self.args.seat.clock.now();
                 tickets.iter().for_each(|ticket| ticket.mark_cached(now));
+            }
+            if last {
+                // The next slice goes first: it is what everybody waits for.
+                self.send_on(&mut turn, tickets, after).await?;
+                return self.hand_over(&mut turn, layer, tickets, entries).await;
             }
             self.hand_over(&mut turn, layer, tickets, entries).await?;
             if tickets.iter().all(|ticket| !self.args.seat.admits(ticket)) {
                 return Ok(());
             }
         }
+        Ok(())
+    }
+
+    /// Hands hidden states over to the next slice of the VLM, if there is one.
+    async fn send_on(
+        &mut self,
+        turn: &mut Option<Turn>,
+        tickets: &[Arc<Ticket>],
+        after: Option<Sequences>,
+    ) -> Result<(), StageFault> {
         let PrefixArgs { seat, next: Some(way), .. } = &mut self.args else { return Ok(()) };
-        let Some(after) = pass.finish() else { return Ok(()) };
-        for (ticket, hidden) in tickets.iter().zip(after.parts()) {
+        for (ticket, hidden) in tickets.iter().zip(after.iter().flat_map(Sequences::parts)) {
             let content = Prefixed { ticket: Arc::clone(ticket), content: PrefixedContent::Hidden(hidden) };
-            seat.send(&mut turn, RANK, way, ticket.cameras(), content).await?;
+            seat.send(turn, RANK, way, ticket.cameras(), content).await?;
         }
         Ok(())
     }

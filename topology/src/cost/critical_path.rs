@@ -8,7 +8,8 @@
 //!   what is for it in the order it was sent. [`Route::Local`] costs nothing.
 //! - A slice starts when its input is there, and every layer takes an equal part of its pass. After each layer a prefix
 //!   slice sends its keys and values to the expert slices that hold that layer, then goes on; after its last layer every
-//!   slice hands over to the next.
+//!   slice hands over to the next. Of two prefix slices the next gets its hidden state before the expert gets the keys
+//!   and values of that last layer, for it is the next that everybody waits for.
 //! - In the first step a layer of the expert waits for the layer before it, for its keys and values, and for the slices
 //!   of the other stages on its chip. A receive comes before computing when both are possible.
 //! - The other steps follow one after another: every pass, and every hop of the ring.
@@ -26,6 +27,7 @@ pub(super) fn critical_path_ms(pipeline: &Pipeline, slices: &[SliceCost], edges:
     let mut last = 0.0_f64;
     for place in 0..slices.len() {
         let ready = walk.hand_over(place, finished);
+        walk.send_last_cache(place);
         finished = walk.slice(place, ready);
         last = last.max(finished);
     }
@@ -83,7 +85,7 @@ impl Walk<'_> {
         starts_ms + edge.transfer_ms
     }
 
-    /// Computes the layers of a slice whose input is there; gives when it has finished, and sent its keys and values.
+    /// Computes the layers of a slice whose input is there; gives when it has finished, and sent the keys and values that go first.
     fn slice(&mut self, place: usize, ready_ms: f64) -> f64 {
         let slice = &self.pipeline.slices[place];
         let layer_ms = self.slices[place].pass.total_ms() / slice.layers.len() as f64;
@@ -91,11 +93,27 @@ impl Walk<'_> {
         for layer in slice.layers.iter() {
             finished = self.start_ms(place, layer, finished) + layer_ms;
             self.occupy(&slice.chips, finished);
-            if slice.stage == StageKind::Prefix {
+            let hands_over_first = layer + 1 == slice.layers.end() && self.is_followed(place);
+            if slice.stage == StageKind::Prefix && !hands_over_first {
                 finished = self.send_cache(place, layer, finished);
             }
         }
         finished
+    }
+
+    /// Whether a prefix slice has another behind it.
+    fn is_followed(&self, place: usize) -> bool {
+        self.pipeline.slices.get(place + 1).is_some_and(|next| next.stage == StageKind::Prefix)
+    }
+
+    /// Sends what the prefix slice before this one has left for after it handed over.
+    fn send_last_cache(&mut self, place: usize) {
+        let Some(before) = place.checked_sub(1) else { return };
+        let slice = &self.pipeline.slices[before];
+        if slice.stage == StageKind::Prefix && self.is_followed(before) {
+            let free_ms = self.free_ms(&slice.chips);
+            self.send_cache(before, slice.layers.end() - 1, free_ms);
+        }
     }
 
     /// When a layer starts that could at `ready_ms`: after what its chip receives until then, or has to receive for it.
@@ -226,11 +244,11 @@ mod tests {
                 (Expert, 3, 4, 3, 1.0),
             ]
         };
-        // Cache is sent at 4, 6.5, 10 and 12.5, the hidden state at 7. Layers 0..3 end at 5.5, 8 and 11.5; layer 3 starts
-        // when its cache is there, at 13.
-        takes(parts_ms(&ring(3.0), 3), 14.0 + 2.0 * (3.0 + 1.0 + 0.25 + 0.25));
-        // Layers 0..3 take 4.5..6.6, 7.1..9.2 and 10.5..12.6; chip 3 takes the hop after the cache, 13..13.25.
-        takes(parts_ms(&ring(6.3), 3), 14.25 + 2.0 * (6.3 + 1.0 + 0.25 + 0.25));
+        // Cache is sent at 4, 7.5, 9.5 and 12, the hidden state at 6.5. Layers 0..3 end at 5.5, 9 and 11; layer 3 starts
+        // when its cache is there, at 12.5.
+        takes(parts_ms(&ring(3.0), 3), 13.5 + 2.0 * (3.0 + 1.0 + 0.25 + 0.25));
+        // Layers 0..3 take 4.5..6.4, 8..9.9 and 10.4..12.3; chip 3 takes the hop after the cache, 12.5..12.75.
+        takes(parts_ms(&ring(5.7), 3), 13.75 + 2.0 * (5.7 + 1.0 + 0.25 + 0.25));
     }
 
     #[test]

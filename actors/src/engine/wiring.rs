@@ -1,149 +1,30 @@
-//! A placement as running actors: slices on chips, one channel per edge, the scheduler in front.
+//! One pipeline of a placement, wired up: a channel for each edge, an actor for each slice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kameo::actor::{ActorRef, Spawn};
 use kameo::mailbox;
 use kameo::supervision::RestartPolicy;
-use tensact_runtime::policy::Sample;
 use tensact_topology::{
-    Arch, Board, Calibration, ChipId, DeviceKind, ModelSizes, Payload, Pipeline, Placement, Split, StageKind,
-    Variant,
+    Arch, Calibration, ChipId, DeviceKind, Payload, Pipeline, Slice, Split, StageKind, Variant,
 };
-use tokio::sync::oneshot;
 
+use super::Blueprint;
 use crate::chip::{Chip, Chips};
-use crate::clock::Clock;
-use crate::devices::{Devices, SliceDevice};
+use crate::devices::SliceDevice;
 use crate::edge::{Outbox, Port, edge};
-use crate::recorder::{Log, Place, Recorder};
-use crate::scheduler::{
-    Abandon, Cancel, Connect, Drain, Entry, Limits, Look, Outcome, Scheduler, SchedulerArgs, Seen, Submit,
-    Sweeper,
-};
+use crate::recorder::{Place, Recorder};
+use crate::scheduler::{Entry, Scheduler, Sweeper};
 use crate::seat::{CostBase, Costs, EdgeCosts, Parcel, Seat, Way};
-use crate::simulate::faults::SliceFaults;
 use crate::stage::{
     CacheLayer, Denoise, DenoiseArgs, Images, Prefix, PrefixArgs, Prefixed, Stage, StepWork, Sweep, Vision,
     VisionArgs, VisionNext, Work,
 };
-use crate::ticket::RequestId;
-
-/// What is started.
-pub(crate) struct Blueprint {
-    pub(crate) board: Arc<Board>,
-    pub(crate) sizes: ModelSizes,
-    pub(crate) placement: Placement,
-    pub(crate) limits: Limits,
-    pub(crate) devices: Devices,
-    pub(crate) clock: Clock,
-    pub(crate) log: Option<Log>,
-    /// Faults of slices, by pipeline and place.
-    pub(crate) faults: BTreeMap<(usize, usize), Arc<SliceFaults>>,
-    /// Whether first steps follow the cache layer by layer.
-    pub(crate) follows: bool,
-}
-
-/// Running actors.
-pub(crate) struct Engine {
-    scheduler: ActorRef<Scheduler>,
-    pub(crate) recorder: Arc<Recorder>,
-    pub(crate) clock: Clock,
-    next_request: AtomicU64,
-}
-
-impl Engine {
-    /// Starts all actors. Threads of host devices need tokio's multi-threaded runtime.
-    pub(crate) async fn start(mut blueprint: Blueprint) -> Self {
-        let (clock, limits) = (blueprint.clock, blueprint.limits);
-        let pipelines = std::mem::take(&mut blueprint.placement.pipelines);
-        let recorder = Arc::new(Recorder::new(clock, &pipelines, blueprint.log.take()));
-        let args = SchedulerArgs { clock, limits, recorder: Arc::clone(&recorder) };
-        let scheduler = Scheduler::spawn_with_mailbox(args, mailbox::unbounded());
-        let chips: BTreeMap<ChipId, Arc<Chip>> =
-            pipelines.iter().flat_map(Pipeline::chips).map(|id| (id, Chip::new(id))).collect();
-        let (mut entries, mut sweepers) = (Vec::new(), Vec::new());
-        for (number, pipeline) in pipelines.into_iter().enumerate() {
-            let wiring = Wiring::new(&blueprint, number, pipeline, &chips, &recorder);
-            let (entry, sweeper) = wiring.spawn(&scheduler).await;
-            entries.push(entry);
-            sweepers.push(sweeper);
-        }
-        // The scheduler has just been spawned and stops for nobody yet.
-        let _ = scheduler.ask(Connect { entries, sweepers }).await;
-        Self { scheduler, recorder, clock, next_request: AtomicU64::new(0) }
-    }
-
-    /// Hands a request in. Dropping what is returned cancels it.
-    pub(crate) fn submit(
-        &self,
-        sample: Sample,
-        robot: Option<Arc<str>>,
-        deadline: Option<Duration>,
-    ) -> Pending {
-        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let (reply, outcome) = oneshot::channel();
-        let submit = Submit { id, sample: Arc::new(sample), robot, deadline, reply };
-        // A scheduler that is gone drops the reply, which the caller sees.
-        let _ = self.scheduler.tell(submit).try_send();
-        Pending { id, outcome, scheduler: self.scheduler.clone() }
-    }
-
-    /// What the scheduler knows; nothing when it has stopped.
-    pub(crate) async fn look(&self) -> Option<Seen> {
-        self.scheduler.ask(Look).await.ok()
-    }
-
-    /// Takes no more requests and waits until all are answered and gone.
-    pub(crate) async fn drain(&self) {
-        let (reply, drained) = oneshot::channel();
-        if self.scheduler.tell(Drain(reply)).await.is_ok() {
-            let _ = drained.await;
-        }
-    }
-
-    /// Answers what is left and stops all actors, within twice the grace.
-    pub(crate) async fn shut_down(&self, grace: Duration) {
-        let _ = tokio::time::timeout(grace, self.drain()).await;
-        let _ = self.scheduler.tell(Abandon).await;
-        let _ = self.scheduler.stop_gracefully().await;
-        let _ = tokio::time::timeout(grace, self.scheduler.wait_for_shutdown()).await;
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.scheduler.kill();
-    }
-}
-
-/// A request that was handed in.
-pub(crate) struct Pending {
-    pub(crate) id: RequestId,
-    outcome: oneshot::Receiver<Outcome>,
-    scheduler: ActorRef<Scheduler>,
-}
-
-impl Pending {
-    /// Waits for the outcome.
-    pub(crate) async fn outcome(mut self) -> Outcome {
-        (&mut self.outcome).await.unwrap_or(Err(crate::Refusal::Closed))
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.outcome.is_terminated() {
-            let _ = self.scheduler.tell(Cancel(self.id)).try_send();
-        }
-    }
-}
 
 /// One pipeline while it is wired up.
-struct Wiring<'a> {
+pub(super) struct Wiring<'a> {
     blueprint: &'a Blueprint,
     number: usize,
     costs: CostBase,
@@ -162,7 +43,7 @@ struct Ends<T> {
 }
 
 impl<'a> Wiring<'a> {
-    fn new(
+    pub(super) fn new(
         blueprint: &'a Blueprint,
         number: usize,
         pipeline: Pipeline,
@@ -193,7 +74,7 @@ impl<'a> Wiring<'a> {
         for edge in pipeline.edges() {
             let (from, to) = (&pipeline.slices[edge.from], &pipeline.slices[edge.to]);
             // As many messages as a request may come in: one for each chip that cameras are dealt out to.
-            let parts = |slice: &tensact_topology::Slice| {
+            let parts = |slice: &Slice| {
                 if slice.split == Split::Cameras { slice.chips.len() } else { 1 }
             };
             let groups = parts(from).max(parts(to));
@@ -227,10 +108,10 @@ impl<'a> Wiring<'a> {
     }
 
     /// Starts the actors of all slices.
-    async fn spawn(mut self, scheduler: &ActorRef<Scheduler>) -> (Entry, Sweeper) {
+    pub(super) async fn spawn(mut self, scheduler: &ActorRef<Scheduler>) -> (Entry, Sweeper) {
         let pipeline = Arc::clone(&self.costs.pipeline);
         let first = &pipeline.slices[0];
-        let shares = |slice: &tensact_topology::Slice| {
+        let shares = |slice: &Slice| {
             if slice.split == Split::Cameras { slice.chips.len() } else { 1 }
         };
         let chips = shares(first);
