@@ -90,6 +90,12 @@ impl Devices {
         Ok(Self(devices))
     }
 
+    /// Puts something in the place of every device.
+    #[cfg(test)]
+    pub(crate) fn map(self, with: impl Fn(SliceDevice) -> SliceDevice) -> Self {
+        Self(self.0.into_iter().map(|(key, device)| (key, with(device))).collect())
+    }
+
     /// The device of a slice of the placement.
     pub(crate) fn of(&self, slice: &Slice) -> SliceDevice {
         self.0[&key(slice)].clone()

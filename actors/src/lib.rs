@@ -39,6 +39,7 @@ mod clock;
 mod devices;
 mod edge;
 mod engine;
+mod memo;
 mod pipeline;
 mod recorder;
 mod request;

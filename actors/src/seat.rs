@@ -3,7 +3,6 @@
 //! On the host a computation takes as long as it takes. On an emulated chip the cost model says how long, and the chip
 //! is taken for that time; a transfer takes the sender's chips, and the receiver's as soon as they are free.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tensact_topology::{
 use crate::chip::{Chips, Rank, Turn};
 use crate::clock::Clock;
 use crate::edge::Outbox;
+use crate::memo::Memo;
 use crate::recorder::{Place, Recorder};
 use crate::simulate::faults::{FaultKind, SliceFaults};
 use crate::ticket::Ticket;
@@ -210,7 +210,7 @@ pub(crate) struct Costs {
     base: CostBase,
     /// As one of its chips runs it.
     slice: tensact_topology::Slice,
-    known: BTreeMap<(usize, usize, usize), Duration>,
+    known: Memo<(usize, usize, usize), Duration>,
 }
 
 impl Costs {
@@ -221,14 +221,14 @@ impl Costs {
             slice.split = Split::Whole;
             slice.chips.truncate(1);
         }
-        Self { base, slice, known: BTreeMap::new() }
+        Self { base, slice, known: Memo::default() }
     }
 
     /// One pass over a batch; `cameras` is the number of images of a request that this pass sees.
     fn pass(&mut self, batch: &[Arc<Ticket>], cameras: usize) -> Duration {
         let tokens = batch.iter().map(|ticket| ticket.sample.input.tokens.len()).max().unwrap_or(0);
         let Self { base, slice, known } = self;
-        *known.entry((cameras, tokens, batch.len())).or_insert_with(|| {
+        known.get_or((cameras, tokens, batch.len()), || {
             let request = RequestShape { cameras, prompt_tokens: tokens, steps: 1, batch: batch.len() };
             let cost = base.model(request).slice(slice);
             Duration::from_secs_f64(cost.map_or(0.0, |cost| cost.pass.total_ms()) / 1e3)
@@ -241,19 +241,19 @@ impl Costs {
 pub(crate) struct EdgeCosts {
     base: CostBase,
     edge: Edge,
-    known: BTreeMap<(usize, usize), Duration>,
+    known: Memo<(usize, usize), Duration>,
 }
 
 impl EdgeCosts {
     pub(crate) fn new(base: CostBase, edge: Edge) -> Self {
-        Self { base, edge, known: BTreeMap::new() }
+        Self { base, edge, known: Memo::default() }
     }
 
     /// One transfer for a request; of `images` images, where the edge carries those.
     fn transfer(&mut self, ticket: &Ticket, images: usize) -> Duration {
         let tokens = ticket.sample.input.tokens.len();
         let Self { base, edge, known } = self;
-        *known.entry((images, tokens)).or_insert_with(|| {
+        known.get_or((images, tokens), || {
             let [from, to] = [edge.from, edge.to].map(|place| &base.pipeline.slices[place]);
             let request = RequestShape { cameras: images, prompt_tokens: tokens, steps: 1, batch: 1 };
             let model = base.model(request);

@@ -1,5 +1,7 @@
 //! A placement as running actors: slices on chips, one channel per edge, the scheduler in front.
 
+#[cfg(test)]
+mod tests;
 mod wiring;
 
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Entered, Flying, Health, Life, Outcome, Scheduler};
+use super::{Answer, Entered, Flying, Health, Life, Outcome, Replica, Scheduler};
 use crate::clock::Moment;
 use crate::recorder::What;
 use crate::request::Refusal;
@@ -90,26 +90,39 @@ impl Scheduler {
     }
 
     fn send_waiting(&mut self) {
-        while let Some(id) = self.waiting.first() {
-            let now = self.clock.now();
-            let Some(life) = self.requests.get(&id) else { return };
-            let sample = Arc::clone(&life.sample);
-            let rooms = self.replicas.iter_mut().enumerate().filter(|(_, replica)| replica.has_room());
-            let ends = rooms.map(|(pipeline, replica)| {
-                let estimate = replica.estimate(&sample);
-                (estimate.map_or(now, |estimate| replica.expected(now, estimate)), pipeline, estimate)
-            });
-            let Some((_, pipeline, estimate)) = ends.min_by_key(|(end, pipeline, _)| (*end, *pipeline))
+        while self.replicas.iter().any(Replica::has_room) {
+            // Nearly always the first; only who failed somewhere may have to wait for a place elsewhere.
+            let Some((id, pipeline)) = self.waiting.in_order().find_map(|id| Some((id, self.place_for(id)?)))
             else {
                 return;
             };
+            let now = self.clock.now();
+            let Some(life) = self.requests.get(&id) else { return };
+            let estimate = self.replicas[pipeline].known(&life.sample);
             let soonest = now + estimate.map_or(Duration::ZERO, |estimate| estimate.latency);
             if life.deadline.is_some_and(|deadline| soonest > deadline) {
                 self.expired(id, "the queue, and could not be done in time any more");
-                continue;
+            } else {
+                self.send(id, pipeline, now);
             }
-            self.send(id, pipeline, now);
         }
+    }
+
+    /// The pipeline with room that would answer a request first. One on which it failed is taken only when all that are
+    /// in service are such.
+    fn place_for(&self, id: RequestId) -> Option<usize> {
+        let life = self.requests.get(&id)?;
+        let now = self.clock.now();
+        let tried = |pipeline: &usize| life.failed_on.contains(pipeline);
+        let in_service = self.replicas.iter().enumerate().filter(|(_, replica)| replica.takes_requests());
+        let nowhere_else = in_service.map(|(pipeline, _)| pipeline).all(|pipeline| tried(&pipeline));
+        let open = self.replicas.iter().enumerate().filter(|(_, replica)| replica.has_room());
+        open.filter(|(pipeline, _)| nowhere_else || !tried(pipeline))
+            .min_by_key(|(pipeline, replica)| {
+                let estimate = replica.known(&life.sample);
+                (estimate.map_or(now, |estimate| replica.expected(now, estimate)), *pipeline)
+            })
+            .map(|(pipeline, _)| pipeline)
     }
 
     fn send(&mut self, id: RequestId, pipeline: usize, now: Moment) {
@@ -166,6 +179,7 @@ impl Scheduler {
         let out_of_service = self.out_of_service();
         let Some(life) = self.requests.get_mut(&id) else { return };
         let landed = life.flying.take();
+        life.failed_on.extend(landed.as_ref().map(|flying| flying.pipeline));
         let attempts = life.attempts;
         if let Some((overdue, number)) = landed.and_then(|flying| flying.overdue).zip(Some(attempts)) {
             self.overdue.remove(&(overdue, AttemptId { request: id, number }));
@@ -215,17 +229,19 @@ impl Scheduler {
         let Some(life) = self.requests.get_mut(&id.request) else { return };
         let Some(flying) = life.flying.take() else { return };
         // Whoever ends it first decides: its answer may already be in the mailbox.
-        if !flying.fate.end() {
-            life.flying = Some(flying);
+        let pipeline = flying.pipeline;
+        let decided_here = flying.fate.end();
+        life.flying = Some(flying);
+        if !decided_here {
             return;
         }
-        let cause: Arc<str> = format!("pipeline {} does not answer", flying.pipeline).into();
-        let replica = &mut self.replicas[flying.pipeline];
+        let cause: Arc<str> = format!("pipeline {pipeline} does not answer").into();
+        let replica = &mut self.replicas[pipeline];
         if replica.takes_requests() {
             replica.health = Health::Overdue;
-            self.probation.insert((now + PATIENCE_MIN, flying.pipeline));
+            self.probation.insert((now + PATIENCE_MIN, pipeline));
         }
-        (self.sweepers[flying.pipeline])();
+        (self.sweepers[pipeline])();
         self.try_again(id.request, cause);
     }
 
@@ -246,7 +262,7 @@ impl Scheduler {
         }
         (self.sweepers[pipeline])();
         if let Some(refusal) = self.out_of_service() {
-            for id in self.waiting.all() {
+            for id in self.waiting.in_order().collect::<Vec<_>>() {
                 if let Some(life) = self.forget(id) {
                     self.answer(id, life.reply, Err(refusal.clone()));
                 }

@@ -10,6 +10,8 @@
 
 mod life;
 mod replica;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,6 +106,8 @@ struct Life {
     admitted: Moment,
     deadline: Option<Moment>,
     attempts: u32,
+    /// Pipelines on which it failed.
+    failed_on: Vec<usize>,
     reply: oneshot::Sender<Outcome>,
     flying: Option<Flying>,
 }
@@ -292,6 +296,9 @@ impl Message<Submit> for Scheduler {
         let now = self.clock.now();
         self.counts.requests += 1;
         self.recorder.log(|| What::Admitted(submit.id));
+        for replica in &mut self.replicas {
+            replica.estimate(&submit.sample);
+        }
         let Submit { id, sample, robot, deadline, reply } = submit;
         let life = Life {
             sample,
@@ -299,6 +306,7 @@ impl Message<Submit> for Scheduler {
             admitted: now,
             deadline: deadline.map(|deadline| now + deadline),
             attempts: 0,
+            failed_on: Vec::new(),
             reply,
             flying: None,
         };

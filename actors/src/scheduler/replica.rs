@@ -8,6 +8,7 @@ use tensact_runtime::policy::Sample;
 use tensact_topology::RequestShape;
 
 use crate::clock::Moment;
+use crate::memo::Memo;
 use crate::seat::CostBase;
 use crate::ticket::AttemptId;
 
@@ -23,6 +24,17 @@ const LEARNING_RATE: f64 = 0.125;
 pub(super) struct Estimate {
     pub(super) latency: Duration,
     pub(super) interval: Duration,
+}
+
+impl Estimate {
+    fn at(self, pace: f64) -> Self {
+        Self { latency: self.latency.mul_f64(pace), interval: self.interval.mul_f64(pace) }
+    }
+}
+
+/// What the time of a request depends on: cameras, instruction tokens, steps.
+fn shape(sample: &Sample) -> (usize, usize, usize) {
+    (sample.input.images.iter().flatten().count(), sample.input.tokens.len(), sample.steps.count())
 }
 
 /// Whether a pipeline takes requests.
@@ -50,7 +62,7 @@ pub(super) struct Replica {
     /// Most requests in one pass.
     batch: usize,
     most_in_flight: usize,
-    known: BTreeMap<(usize, usize, usize), Estimate>,
+    known: Memo<(usize, usize, usize), Estimate>,
     /// Whether the cost model's times are taken as they are: it describes chips, and says little about a host.
     trusted: bool,
     /// Measured over modelled time of a request that is alone; nothing before anything was measured.
@@ -70,7 +82,7 @@ impl Replica {
             costs,
             batch,
             most_in_flight,
-            known: BTreeMap::new(),
+            known: Memo::default(),
             trusted,
             pace: trusted.then_some(1.0),
             in_flight: BTreeMap::new(),
@@ -94,16 +106,19 @@ impl Replica {
 
     /// What the cost model says; on a host corrected by what was measured, and nothing before that.
     pub(super) fn estimate(&mut self, sample: &Sample) -> Option<Estimate> {
-        let pace = self.pace?;
-        let Estimate { latency, interval } = self.modelled(sample);
-        Some(Estimate { latency: latency.mul_f64(pace), interval: interval.mul_f64(pace) })
+        let modelled = self.modelled(sample);
+        self.pace.map(|pace| modelled.at(pace))
+    }
+
+    /// The same, of a shape that was estimated before.
+    pub(super) fn known(&self, sample: &Sample) -> Option<Estimate> {
+        Some(self.known.get(shape(sample))?.at(self.pace?))
     }
 
     fn modelled(&mut self, sample: &Sample) -> Estimate {
-        let cameras = sample.input.images.iter().flatten().count();
-        let shape = (cameras, sample.input.tokens.len(), sample.steps.count());
+        let shape = shape(sample);
         let Self { costs, batch, known, .. } = self;
-        *known.entry(shape).or_insert_with(|| {
+        known.get_or(shape, || {
             let (cameras, prompt_tokens, steps) = shape;
             let cost = |batch| {
                 let model = costs.model(RequestShape { cameras, prompt_tokens, steps, batch });

@@ -72,9 +72,9 @@ impl Waiting {
         entered
     }
 
-    /// Who leaves next.
-    pub(super) fn first(&self) -> Option<RequestId> {
-        self.order.first_key_value().map(|((_, id), _)| *id)
+    /// Who waits, in the order in which they leave.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = RequestId> {
+        self.order.keys().map(|(_, id)| *id)
     }
 
     pub(super) fn leave(&mut self, id: RequestId, deadline: Option<Moment>) -> bool {
@@ -84,10 +84,6 @@ impl Waiting {
             self.robots.remove(&robot);
         }
         true
-    }
-
-    pub(super) fn all(&self) -> Vec<RequestId> {
-        self.order.keys().map(|(_, id)| *id).collect()
     }
 }
 
@@ -115,10 +111,10 @@ mod tests {
             }
             list.sort_by_key(|(id, deadline, _)| (deadline.unwrap_or(u64::MAX), *id));
             for (id, deadline, _) in list {
-                prop_assert_eq!(waiting.first(), Some(RequestId(id)));
+                prop_assert_eq!(waiting.in_order().next(), Some(RequestId(id)));
                 prop_assert!(waiting.leave(RequestId(id), deadline.map(Moment::from_secs)));
             }
-            prop_assert!(waiting.first().is_none() && waiting.robots.is_empty());
+            prop_assert!(waiting.len() == 0 && waiting.robots.is_empty());
         }
     }
 
@@ -128,6 +124,6 @@ mod tests {
         let robot: Arc<str> = "arm".into();
         waiting.enter(RequestId(5), None, Some(Arc::clone(&robot)));
         assert_eq!(waiting.enter(RequestId(3), None, Some(robot)), Entered::Outdated);
-        assert_eq!(waiting.all(), [RequestId(5)]);
+        assert_eq!(waiting.in_order().collect::<Vec<_>>(), [RequestId(5)]);
     }
 }

@@ -115,15 +115,10 @@ impl Simulation {
         Ok(runtime.block_on(self.simulate(scenario, faults, devices, log)))
     }
 
-    async fn simulate(
-        &self,
-        scenario: &Scenario,
-        faults: &PlannedFaults,
-        devices: Devices,
-        log: Option<Log>,
-    ) -> Report {
+    /// What is started; within a runtime whose clock is paused.
+    pub(crate) fn blueprint(&self, faults: &PlannedFaults, devices: Devices, log: Option<Log>) -> Blueprint {
         let Batching { max_requests, max_in_flight } = self.batching;
-        let engine = Engine::start(Blueprint {
+        Blueprint {
             board: Arc::clone(&self.board),
             sizes: self.sizes,
             placement: self.placement.clone(),
@@ -133,7 +128,17 @@ impl Simulation {
             log,
             faults: faults.by_slice(),
             follows: self.follows,
-        });
+        }
+    }
+
+    async fn simulate(
+        &self,
+        scenario: &Scenario,
+        faults: &PlannedFaults,
+        devices: Devices,
+        log: Option<Log>,
+    ) -> Report {
+        let engine = Engine::start(self.blueprint(faults, devices, log));
         let engine = Arc::new(engine.await);
         let outcomes = robots::run(&engine, self, scenario).await;
         let elapsed = engine.clock.now();
