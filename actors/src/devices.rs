@@ -9,6 +9,7 @@ use tensact_runtime::device::emulated::{EmulatedExpert, EmulatedPrefix, Emulated
 use tensact_runtime::device::host::{
     ComputeDtype, ExpertSlice, HostDevice, NoThreads, PrefixSlice, VisionSlice,
 };
+use tensact_runtime::device::idle::Idle;
 use tensact_runtime::device::{ExpertStage, PrefixStage, SliceError, VisionStage};
 use tensact_topology::{DeviceKind, LayerRange, ModelSizes, Placement, Slice, StageKind, WeightDtype};
 
@@ -24,8 +25,10 @@ pub(crate) enum SliceDevice {
 pub(crate) enum Arithmetic<'a> {
     /// The policy, on this machine. An emulated chip then computes what a host does, and takes the time of a chip.
     Host { checkpoint: &'a Checkpoint, threads: Option<NonZeroUsize> },
-    /// Digests, which show mixed-up requests and cost nothing.
+    /// Digests, which show mixed-up requests.
     Digests,
+    /// Nothing.
+    Nothing,
 }
 
 /// Slices could not be loaded on their devices.
@@ -73,6 +76,7 @@ impl Devices {
             }
             let device = match arithmetic {
                 Arithmetic::Digests => digests(slice, sizes)?,
+                Arithmetic::Nothing => nothing(slice, sizes)?,
                 Arithmetic::Host { checkpoint, threads } => {
                     let f32 = slice.weights == WeightDtype::F32;
                     let host = match hosts.get(&f32) {
@@ -111,6 +115,15 @@ fn digests(slice: &Slice, sizes: &ModelSizes) -> Result<SliceDevice, SliceError>
         StageKind::Vision => SliceDevice::Vision(Arc::new(EmulatedVision::new(slice.layers, sizes)?)),
         StageKind::Prefix => SliceDevice::Prefix(Arc::new(EmulatedPrefix::new(slice.layers, sizes)?)),
         StageKind::Expert => SliceDevice::Expert(Arc::new(EmulatedExpert::new(slice.layers, sizes)?)),
+    })
+}
+
+fn nothing(slice: &Slice, sizes: &ModelSizes) -> Result<SliceDevice, SliceError> {
+    let idle = Arc::new(Idle::new(slice.stage, slice.layers, sizes)?);
+    Ok(match slice.stage {
+        StageKind::Vision => SliceDevice::Vision(idle),
+        StageKind::Prefix => SliceDevice::Prefix(idle),
+        StageKind::Expert => SliceDevice::Expert(idle),
     })
 }
 

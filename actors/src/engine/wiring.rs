@@ -181,6 +181,7 @@ impl<'a> Wiring<'a> {
             costs: (slice.device == DeviceKind::Emulated).then(|| Costs::new(self.costs.clone(), place)),
             faults: self.blueprint.faults.get(&(self.number, place)).cloned(),
             recorder: Arc::clone(self.recorder),
+            lag: Duration::ZERO,
         }
     }
 

@@ -10,6 +10,7 @@
 //! the same order.
 
 pub(crate) mod faults;
+mod rehearse;
 mod report;
 mod robots;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use tensact_topology::deployment::{Admission, Batching, Deployment};
 use tensact_topology::{Board, DeviceKind, ModelSizes, Placement, RequestShape};
 
 pub use faults::{Fault, FaultKind, FaultName, PlannedFaults};
+pub use rehearse::RehearsalError;
 pub use report::{Bound, ChipReport, Latencies, Report, Violations};
 
 use crate::clock::Clock;

@@ -382,6 +382,8 @@ fn run(device: &dyn ExpertStage, members: &mut [Member]) -> Result<Vec<Tensor>, 
 }
 
 impl Work for Denoise {
+    const NAME: &'static str = "denoising";
+
     fn seat(&self) -> &Seat {
         &self.args.seat
     }

@@ -30,6 +30,9 @@ use crate::ticket::{End, Ticket};
 
 /// What a stage does between two looks at its mailbox.
 pub(crate) trait Work: Send + 'static {
+    /// What its actor and thread are called.
+    const NAME: &'static str;
+
     fn seat(&self) -> &Seat;
 
     /// Waits until there may be something to do. Dropping the future loses nothing.
@@ -54,6 +57,10 @@ pub(crate) struct Stage<W> {
 impl<W: Work> Actor for Stage<W> {
     type Args = (W, ActorRef<Scheduler>);
     type Error = StageFault;
+
+    fn name() -> &'static str {
+        W::NAME
+    }
 
     async fn on_start((work, scheduler): Self::Args, _: ActorRef<Self>) -> Result<Self, StageFault> {
         Ok(Self { work, scheduler })

@@ -145,6 +145,8 @@ impl Prefix {
 }
 
 impl Work for Prefix {
+    const NAME: &'static str = "prefix";
+
     fn seat(&self) -> &Seat {
         &self.args.seat
     }

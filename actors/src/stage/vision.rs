@@ -129,6 +129,8 @@ impl Vision {
 }
 
 impl Work for Vision {
+    const NAME: &'static str = "vision tower";
+
     fn seat(&self) -> &Seat {
         &self.args.seat
     }

@@ -2,6 +2,7 @@
 
 pub mod emulated;
 pub mod host;
+pub mod idle;
 mod stage;
 
 use tensact_topology::{LayerRange, StageKind};
