@@ -176,8 +176,8 @@ impl Pipeline {
             };
             let board = deployment.load_board()?;
             let placement = deployment.placement(checkpoint.sizes(), board.arch()).placement;
-            let deadline =
-                deployment.deadlines.default_ms.map(|ms| Duration::from_secs_f64(ms.max(0.0) / 1e3));
+            let ms = deployment.deadlines.default_ms;
+            let deadline = ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
             let request = deployment.request(checkpoint.sizes());
             load(
                 &checkpoint,

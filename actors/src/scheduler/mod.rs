@@ -60,6 +60,9 @@ pub(crate) struct Limits {
     pub(crate) max_requests: usize,
 }
 
+/// Who has so much time has no deadline.
+const FOREVER: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// How a pipeline is entered.
 pub(crate) struct Entry {
     pub(crate) outbox: Outbox<Parcel<Images>>,
@@ -304,7 +307,7 @@ impl Message<Submit> for Scheduler {
             sample,
             robot,
             admitted: now,
-            deadline: deadline.map(|deadline| now + deadline),
+            deadline: deadline.filter(|deadline| *deadline < FOREVER).map(|deadline| now + deadline),
             attempts: 0,
             failed_on: Vec::new(),
             reply,

@@ -192,6 +192,44 @@ fn cameras_spread_over_vision_replicas() {
     assert!(spread < alone, "three cameras take {spread} µs on three chips, {alone} µs on one");
 }
 
+#[test]
+fn requests_join_the_running_batch_at_the_next_step_and_leave_when_they_are_done() {
+    let simulation = simulation(&CHAIN.replace("max_requests = 1", "max_requests = 2"));
+    // Three robots whose observations come some milliseconds apart.
+    let scenario = Scenario { rate_hz: Some(40.0), seed: 2, ..closed_loop(3, 3) };
+    let (_, events) = events(&simulation, &scenario, &PlannedFaults::default());
+    let steps: Vec<Vec<&str>> = events
+        .iter()
+        .filter_map(|line| Some(line.split_once("slice 2 Pass:")?.1.split_whitespace().collect()))
+        .collect();
+    let with = |request: &str| steps.iter().filter(|step| step.contains(&request)).count();
+    // The first step of the first followed its cache; the others joined with theirs complete.
+    assert_eq!((with("r0"), with("r1"), with("r2")), (9, 10, 10), "{steps:?}");
+    assert_eq!(steps[0], ["r0"], "who is ready does not wait for a batch to fill: {steps:?}");
+    assert!(steps.iter().all(|step| step.len() <= 2), "a batch holds two: {steps:?}");
+    let last = |request| steps.iter().rposition(|step| step.contains(&request)).unwrap();
+    assert!(steps[last("r0")].contains(&"r1"), "the second joined: {steps:?}");
+    assert!(steps[last("r0") + 1].contains(&"r2"), "the third takes the place of the first: {steps:?}");
+    assert_eq!(steps[steps.len() - 1], ["r2"], "the last is not held up: {steps:?}");
+}
+
+#[test]
+fn batches_fill_on_a_busy_chip_and_raise_its_throughput() {
+    let text = |batch: usize| {
+        let limits = format!("max_requests = {batch}\nmax_in_flight = {}", 2 * batch);
+        config("p150a").replace("max_requests = 1\nmax_in_flight = 2", &limits)
+    };
+    let mut before = 0.0;
+    for batch in [1, 2, 4] {
+        let simulation = simulation(&text(batch));
+        let report = simulation.run(&closed_loop(32, 400), &PlannedFaults::default(), None).unwrap();
+        let share = report.throughput_per_s / report.bound.unwrap().requests_per_s;
+        assert!(share >= 0.98, "batches of {batch}: {share:.4} of the bound");
+        assert!(report.throughput_per_s > 1.3 * before, "batches of {batch}: {}/s", report.throughput_per_s);
+        before = report.throughput_per_s;
+    }
+}
+
 /// Cameras over two chips, prefix cut in two, the expert a ring of two; and beside it a policy on one chip.
 const UNEVEN: &str = r#"
 board = "t3000"
