@@ -39,7 +39,7 @@ impl<T> Outbox<T> {
         self.0.try_send(message).map_err(flume::TrySendError::into_inner)
     }
 
-    /// Sends, waiting while the edge is full. Without a receiver the message is dropped: the pipeline is ending.
+    /// Sends, waiting while the edge is full.
     pub(crate) async fn send(&self, message: T) {
         let _ = self.0.send_async(message).await;
     }
@@ -67,7 +67,12 @@ impl<T> Inbox<T> {
                     return Poll::Ready(message);
                 }
             }
-            Poll::Pending
+            // A stream that was woken for a message that `try_recv` took looks once before it waits again; what came
+            // between the two is found here.
+            self.0
+                .iter()
+                .find_map(|(receiver, _)| receiver.try_recv().ok())
+                .map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }

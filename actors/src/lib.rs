@@ -39,6 +39,7 @@ mod clock;
 mod devices;
 mod edge;
 mod engine;
+mod home;
 mod memo;
 mod pipeline;
 mod recorder;
@@ -47,13 +48,15 @@ mod scheduler;
 mod seat;
 pub mod simulate;
 mod stage;
+mod start;
 mod ticket;
 
 pub use devices::DeviceError;
-pub use pipeline::{Options, Pipeline, PipelineStats, ProfileChoice, StartError, Stats, locate};
+pub use pipeline::{Pipeline, PipelineStats, Stats};
 pub use recorder::SliceStats;
 pub use request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 pub use scheduler::Counts;
+pub use start::{Options, ProfileChoice, StartError, locate};
 
 pub use tensact_runtime as runtime;
 pub use tensact_topology as topology;

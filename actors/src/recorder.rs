@@ -38,7 +38,8 @@ impl fmt::Display for What {
             What::Admitted(request) => write!(f, "{request} admitted"),
             What::Dispatched(request, pipeline) => write!(f, "{request} to pipeline {pipeline}"),
             What::Began(place, share, requests) => {
-                write!(f, "pipeline {} slice {} {share:?}:", place.pipeline, place.slice)?;
+                let share = if *share == Share::Pass { "pass" } else { "layer" };
+                write!(f, "pipeline {} slice {} {share}:", place.pipeline, place.slice)?;
                 requests.iter().try_for_each(|request| write!(f, " {request}"))
             }
             What::Ended(place) => write!(f, "pipeline {} slice {} free", place.pipeline, place.slice),
@@ -92,8 +93,6 @@ struct Inner {
 struct Record {
     stats: SliceStats,
     busy: Duration,
-    /// Layers of passes that were run layer by layer and do not make a pass yet.
-    layers: u64,
 }
 
 impl Recorder {
@@ -110,7 +109,6 @@ impl Recorder {
                 restarts: 0,
             },
             busy: Duration::ZERO,
-            layers: 0,
         };
         let slices = pipelines.iter().map(|pipeline| pipeline.slices.iter().map(record).collect()).collect();
         Self { clock, inner: Mutex::new(Inner { slices, chips: BTreeMap::new(), log }) }
@@ -153,19 +151,10 @@ impl Recorder {
         let record = &mut inner.slices[place.pipeline][place.slice];
         record.busy += now - began;
         record.stats.running = record.stats.running.saturating_sub(batch.len());
-        let requests = batch.len() as u64;
-        match share {
-            Share::Pass => {
-                record.stats.passes += 1;
-                record.stats.requests += requests;
-            }
-            Share::Layer => {
-                record.layers += 1;
-                if record.layers.is_multiple_of(record.stats.layers.len() as u64) {
-                    record.stats.passes += 1;
-                    record.stats.requests += requests;
-                }
-            }
+        // Layer by layer it makes a pass with the last one.
+        if share != (Share::Layer { last: false }) {
+            record.stats.passes += 1;
+            record.stats.requests += batch.len() as u64;
         }
         for chip in chips {
             *inner.chips.entry(chip).or_default() += now - began;
@@ -182,10 +171,10 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn failed(&self, place: Place, cause: &str) {
+    pub(crate) fn failed(&self, place: Place, cause: &str, batch: usize) {
         let mut inner = self.inner();
         let record = &mut inner.slices[place.pipeline][place.slice];
-        record.stats.running = 0;
+        record.stats.running = record.stats.running.saturating_sub(batch);
         record.stats.restarts += 1;
         if let Some(log) = &mut inner.log {
             log(self.clock.now(), &What::Failed(place, cause.to_owned()));

@@ -9,6 +9,8 @@ use tensact_runtime::device::SliceError;
 use tensact_runtime::model::flow::{Steps, WeightSchedule};
 use tensact_runtime::preprocess::{ActionsError, ObservationError, Warning};
 
+use crate::ticket::milliseconds;
+
 /// What the integration starts from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
@@ -144,12 +146,31 @@ pub enum Refusal {
     Closed,
 }
 
+impl Refusal {
+    /// The same, with times that count from before what took so long.
+    pub(crate) fn after(mut self, before: Duration) -> Self {
+        let before_ms = milliseconds(before);
+        match &mut self {
+            Self::DeadlineImpossible { deadline_ms, expected_ms, .. } => {
+                *deadline_ms += before_ms;
+                *expected_ms += before_ms;
+            }
+            Self::Expired { deadline_ms, .. } => *deadline_ms += before_ms,
+            _ => {}
+        }
+        self
+    }
+}
+
 /// An observation gave no actions.
 #[derive(Debug, thiserror::Error)]
 pub enum InferError {
     /// The pipeline did not take it, or gave it up.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Preprocessing did not come to its end.
+    #[error("preprocessing was interrupted: the runtime is shutting down, or it panicked, which is a bug")]
+    Interrupted,
     /// The observation cannot be used: everything that is wrong with it.
     #[error(transparent)]
     Observation(#[from] ObservationError),

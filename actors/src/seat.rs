@@ -15,6 +15,7 @@ use tensact_topology::{
 use crate::chip::{Chips, Rank, Turn};
 use crate::clock::Clock;
 use crate::edge::Outbox;
+use crate::home::Home;
 use crate::memo::Memo;
 use crate::recorder::{Place, Recorder};
 use crate::simulate::faults::{FaultKind, SliceFaults};
@@ -42,6 +43,7 @@ pub(crate) struct Seat {
     pub(crate) costs: Option<Costs>,
     pub(crate) faults: Option<Arc<SliceFaults>>,
     pub(crate) recorder: Arc<Recorder>,
+    pub(crate) home: Arc<Home>,
     /// How much longer than they should emulated waits have lasted.
     pub(crate) lag: Duration,
 }
@@ -55,7 +57,10 @@ pub(crate) enum Share {
     /// All layers of the slice.
     Pass,
     /// One of them.
-    Layer,
+    Layer {
+        /// The last one.
+        last: bool,
+    },
 }
 
 impl Seat {
@@ -70,7 +75,7 @@ impl Seat {
             StageKind::Prefix => "the prefix",
             StageKind::Expert => "denoising",
         };
-        ticket.goes_on(self.clock.now(), boundary)
+        !self.home.is_closed() && ticket.goes_on(self.clock.now(), boundary)
     }
 
     /// Runs a computation for some requests on the chips, which are taken.
@@ -82,13 +87,15 @@ impl Seat {
         cameras: usize,
         compute: impl FnOnce() -> Result<T, SliceError>,
     ) -> Result<T, StageFault> {
-        let began = self.recorder.begin(self.place, share, batch);
         let slowdown = self.suffer().await?;
+        let began = self.recorder.begin(self.place, share, batch);
         let result = compute().map_err(|error| self.fault(error.to_string()))?;
         if let Some(costs) = &mut self.costs {
             let pass = costs.pass(batch, cameras);
             let shares = if share == Share::Pass { 1 } else { self.layers.len() as u32 };
-            self.occupy((pass / shares).mul_f64(slowdown)).await;
+            // What was computed here is part of the chip's time.
+            let spent = self.clock.now() - began;
+            self.occupy((pass / shares).mul_f64(slowdown).saturating_sub(spent)).await;
         }
         self.recorder.end(self.place, began, self.chips.ids(), share, batch);
         Ok(result)
@@ -130,7 +137,12 @@ impl Seat {
         let takes = way.takes(content.ticket(), images);
         if let Err(parcel) = way.outbox.try_send(Parcel { takes, content }) {
             *turn = None;
-            way.outbox.send(parcel).await;
+            tokio::select! {
+                biased;
+                () = way.outbox.send(parcel) => {}
+                // Nobody takes it any more.
+                () = self.home.closing() => {}
+            }
         }
         if !takes.is_zero() {
             if turn.is_none() {

@@ -9,12 +9,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kameo::actor::ActorRef;
 use tensact_runtime::Tensor;
 use tensact_runtime::policy::Sample;
 
 use crate::clock::Moment;
-use crate::scheduler::{Ended, Gone, Scheduler};
+use crate::home::Home;
+use crate::scheduler::{Ended, Gone};
 
 /// A request, for as long as the pipeline runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,8 +41,10 @@ pub(crate) enum End {
     Done(Tensor, Marks),
     /// Its deadline passed; it was found at this boundary.
     Expired(&'static str),
-    /// A stage failed while it held the request.
+    /// The stage that computed it failed.
     Failed(Arc<str>),
+    /// A stage that held it failed while it computed something else.
+    Disturbed(Arc<str>),
 }
 
 /// When an attempt passed the stages.
@@ -76,9 +78,11 @@ pub(crate) struct Ticket {
     pub(crate) deadline: Option<Moment>,
     pub(crate) dispatched: Moment,
     pub(crate) fate: Arc<Fate>,
+    /// It failed before: it runs alone, so that it cannot take others with it again.
+    pub(crate) alone: bool,
     seen: OnceLock<Moment>,
     cached: OnceLock<Moment>,
-    scheduler: ActorRef<Scheduler>,
+    home: Arc<Home>,
 }
 
 impl Ticket {
@@ -88,10 +92,11 @@ impl Ticket {
         sample: Arc<Sample>,
         deadline: Option<Moment>,
         dispatched: Moment,
-        scheduler: ActorRef<Scheduler>,
+        alone: bool,
+        home: Arc<Home>,
     ) -> Self {
         let (fate, seen, cached) = Default::default();
-        Self { id, pipeline, sample, deadline, dispatched, fate, seen, cached, scheduler }
+        Self { id, pipeline, sample, deadline, dispatched, fate, alone, seen, cached, home }
     }
 
     /// Cameras that are there.
@@ -105,11 +110,6 @@ impl Ticket {
             self.end(End::Expired(boundary));
         }
         !self.fate.ended()
-    }
-
-    /// A request that was on a stage that failed runs alone, so that it cannot take others with it again.
-    pub(crate) fn alone(&self) -> bool {
-        self.id.number > 1
     }
 
     pub(crate) fn mark_seen(&self, now: Moment) {
@@ -130,22 +130,14 @@ impl Ticket {
     /// Ends the attempt, unless it has ended.
     pub(crate) fn end(&self, end: End) {
         if self.fate.end() {
-            self.tell(Ended { id: self.id, pipeline: self.pipeline, end });
+            self.home.tell(Ended { id: self.id, pipeline: self.pipeline, end });
         }
-    }
-
-    fn tell<M: Send + 'static>(&self, message: M)
-    where
-        Scheduler: kameo::message::Message<M>,
-    {
-        // The scheduler's mailbox has no bound and closes only when everything ends.
-        let _ = self.scheduler.tell(message).try_send();
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.tell(Gone { id: self.id, pipeline: self.pipeline, unended: self.fate.end() });
+        self.home.tell(Gone { id: self.id, pipeline: self.pipeline, unended: self.fate.end() });
     }
 }
 
@@ -158,4 +150,15 @@ impl std::fmt::Debug for Ticket {
 /// Milliseconds, as numbers that people read.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ends_an_attempt_first_decides() {
+        let fate = Fate::default();
+        assert!(!fate.ended() && fate.end() && fate.ended() && !fate.end());
+    }
 }

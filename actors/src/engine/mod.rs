@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use crate::chip::Chip;
 use crate::clock::Clock;
 use crate::devices::Devices;
+use crate::home::Home;
 use crate::recorder::{Log, Recorder};
 use crate::request::Refusal;
 use crate::scheduler::{
@@ -42,9 +43,18 @@ pub(crate) struct Blueprint {
     pub(crate) follows: bool,
 }
 
+impl Blueprint {
+    /// Stages run on threads of their own, unless time is simulated: then they are tasks of one thread, and take no time
+    /// but what the cost model says.
+    fn on_threads(&self) -> bool {
+        !self.clock.is_simulated()
+    }
+}
+
 /// Running actors.
 pub(crate) struct Engine {
     scheduler: ActorRef<Scheduler>,
+    home: Arc<Home>,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) clock: Clock,
     next_request: AtomicU64,
@@ -60,16 +70,17 @@ impl Engine {
         let scheduler = Scheduler::spawn_with_mailbox(args, mailbox::unbounded());
         let chips: BTreeMap<ChipId, Arc<Chip>> =
             pipelines.iter().flat_map(Pipeline::chips).map(|id| (id, Chip::new(id))).collect();
+        let home = Arc::new(Home::new(scheduler.clone()));
         let (mut entries, mut sweepers) = (Vec::new(), Vec::new());
         for (number, pipeline) in pipelines.into_iter().enumerate() {
-            let wiring = Wiring::new(&blueprint, number, pipeline, &chips, &recorder);
+            let wiring = Wiring::new(&blueprint, number, pipeline, &chips, &recorder, &home);
             let (entry, sweeper) = wiring.spawn(&scheduler).await;
             entries.push(entry);
             sweepers.push(sweeper);
         }
         // The scheduler has just been spawned and stops for nobody yet.
-        let _ = scheduler.ask(Connect { entries, sweepers }).await;
-        Self { scheduler, recorder, clock, next_request: AtomicU64::new(0) }
+        let _ = scheduler.ask(Connect { home: Arc::clone(&home), entries, sweepers }).await;
+        Self { scheduler, home, recorder, clock, next_request: AtomicU64::new(0) }
     }
 
     /// Hands a request in. Dropping what is returned cancels it.
@@ -104,14 +115,16 @@ impl Engine {
     pub(crate) async fn shut_down(&self, grace: Duration) {
         let _ = tokio::time::timeout(grace, self.drain()).await;
         let _ = self.scheduler.tell(Abandon).await;
+        // The scheduler answers what it knows before it reads the stop behind it.
         let _ = self.scheduler.stop_gracefully().await;
+        self.home.close_gently();
         let _ = tokio::time::timeout(grace, self.scheduler.wait_for_shutdown()).await;
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.scheduler.kill();
+        self.home.close();
     }
 }
 

@@ -233,6 +233,78 @@ async fn a_request_that_nobody_waits_for_is_let_go() {
     assert_eq!((seen.counts.cancelled, seen.waiting, &seen.pipelines[..]), (20, 0, &[(true, 0)][..]));
 }
 
+/// A vision slice that cannot take a certain image.
+struct Allergic(Arc<dyn VisionStage>);
+
+impl VisionStage for Allergic {
+    fn layers(&self) -> LayerRange {
+        self.0.layers()
+    }
+
+    fn run(&self, images: &[&Tensor]) -> Result<Vec<Tensor>, SliceError> {
+        if images.iter().any(|image| image.data().contains(&f32::MAX)) {
+            std::panic::resume_unwind(Box::new("this image again"));
+        }
+        self.0.run(images)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_a_stage_cannot_take_fails_alone() {
+    let golden = golden(POLICIES[0]);
+    let (name, pipelines) = placements().swap_remove(0);
+    let mut blueprint = blueprint(&golden, pipelines, 4);
+    blueprint.devices = blueprint.devices.map(|device| match device {
+        SliceDevice::Vision(inner) => SliceDevice::Vision(Arc::new(Allergic(inner))),
+        other => other,
+    });
+    let engine = Engine::start(blueprint).await;
+    let mut sample = golden.samples[1].clone();
+    sample.input.images.iter_mut().flatten().for_each(|image| image.data_mut().fill(f32::MAX));
+    let poison: Vec<_> = (0..3).map(|_| engine.submit(sample.clone(), None, None)).collect();
+    answers_are_right(&engine, &golden, 3, name).await;
+    for poison in poison {
+        let refusal = poison.outcome().await.unwrap_err();
+        assert!(
+            matches!(&refusal, Refusal::Failed { cause, .. } if cause.contains("this image again")),
+            "{refusal}"
+        );
+    }
+    assert!(engine.look().await.unwrap().pipelines[0].0, "the pipeline is still in service");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_of_an_engine_that_was_shut_down_or_dropped_at_work() {
+    let golden = golden(POLICIES[0]);
+    for gently in [true, false] {
+        for (name, pipelines) in placements() {
+            let blueprint = blueprint(&golden, pipelines, 1);
+            let device = match blueprint.devices.of(&blueprint.placement.pipelines[0].slices[0]) {
+                SliceDevice::Vision(device) => Arc::downgrade(&device),
+                _ => panic!("a pipeline begins with vision"),
+            };
+            let engine = Engine::start(blueprint).await;
+            let pending: Vec<_> =
+                (0..20).map(|_| engine.submit(golden.samples[0].clone(), None, None)).collect();
+            if gently {
+                engine.shut_down(Duration::from_millis(1)).await;
+            }
+            drop((engine, pending));
+            let gone = async {
+                while device.upgrade().is_some() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let gone = tokio::time::timeout(Duration::from_secs(20), gone).await;
+            assert!(
+                gone.is_ok(),
+                "{name}: a stage is still there, {}",
+                if gently { "shut down" } else { "dropped" }
+            );
+        }
+    }
+}
+
 /// A vision slice that waits for a word.
 struct Stuck(Arc<dyn VisionStage>, std::sync::Mutex<mpsc::Receiver<()>>);
 

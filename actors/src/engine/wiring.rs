@@ -15,6 +15,7 @@ use super::Blueprint;
 use crate::chip::{Chip, Chips};
 use crate::devices::SliceDevice;
 use crate::edge::{Outbox, Port, edge};
+use crate::home::Home;
 use crate::recorder::{Place, Recorder};
 use crate::scheduler::{Entry, Scheduler, Sweeper};
 use crate::seat::{CostBase, Costs, EdgeCosts, Parcel, Seat, Way};
@@ -30,6 +31,7 @@ pub(super) struct Wiring<'a> {
     costs: CostBase,
     chips: &'a BTreeMap<ChipId, Arc<Chip>>,
     recorder: &'a Arc<Recorder>,
+    home: &'a Arc<Home>,
     /// Both ends of every edge, by the places of its slices.
     images: BTreeMap<usize, Ends<Images>>,
     prefixed: BTreeMap<usize, Ends<Prefixed>>,
@@ -49,6 +51,7 @@ impl<'a> Wiring<'a> {
         pipeline: Pipeline,
         chips: &'a BTreeMap<ChipId, Arc<Chip>>,
         recorder: &'a Arc<Recorder>,
+        home: &'a Arc<Home>,
     ) -> Self {
         let pipeline = Arc::new(pipeline);
         let costs = CostBase { board: Arc::clone(&blueprint.board), sizes: blueprint.sizes, pipeline };
@@ -58,6 +61,7 @@ impl<'a> Wiring<'a> {
             costs,
             chips,
             recorder,
+            home,
             images: BTreeMap::new(),
             prefixed: BTreeMap::new(),
             caches: BTreeMap::new(),
@@ -122,16 +126,16 @@ impl<'a> Wiring<'a> {
             match pipeline.slices[place].stage {
                 StageKind::Vision => {
                     for args in self.vision(place) {
-                        sweeps.push(self.start(place, scheduler, move || Vision::new(args.clone())).await);
+                        sweeps.push(self.start(scheduler, move || Vision::new(args.clone())).await);
                     }
                 }
                 StageKind::Prefix => {
                     let args = self.prefix(place);
-                    sweeps.push(self.start(place, scheduler, move || Prefix::new(args.clone())).await);
+                    sweeps.push(self.start(scheduler, move || Prefix::new(args.clone())).await);
                 }
                 StageKind::Expert => {
                     let args = self.denoise(place);
-                    sweeps.push(self.start(place, scheduler, move || Denoise::new(args.clone())).await);
+                    sweeps.push(self.start(scheduler, move || Denoise::new(args.clone())).await);
                 }
             }
         }
@@ -142,7 +146,7 @@ impl<'a> Wiring<'a> {
             outbox,
             chips,
             costs: self.costs.clone(),
-            trusted: emulated,
+            trusted: emulated && !self.blueprint.on_threads(),
             upload: Duration::from_secs_f64(io_ms / 1e3),
             ring: pipeline.of(StageKind::Expert).count() > 1,
         };
@@ -152,20 +156,17 @@ impl<'a> Wiring<'a> {
     /// Starts the actor of a slice under the scheduler; on a thread of its own where it computes.
     async fn start<W: Work>(
         &self,
-        place: usize,
         scheduler: &ActorRef<Scheduler>,
         work: impl Fn() -> W + Send + Sync + 'static,
     ) -> Box<dyn Fn() + Send + Sync> {
-        let reports_to = scheduler.clone();
-        let actor = Stage::<W>::supervise_with(scheduler, move || (work(), reports_to.clone()))
+        let actor = Stage::<W>::supervise_with(scheduler, work)
             .restart_policy(RestartPolicy::Transient)
             // How often is too often is decided by the scheduler, in the pipeline's own time.
             .restart_limit(u32::MAX, Duration::MAX);
-        let actor = match self.costs.pipeline.slices[place].device {
-            DeviceKind::Emulated => actor.spawn_with_mailbox(mailbox::unbounded()).await,
-            DeviceKind::Host | DeviceKind::Ttnn => {
-                actor.spawn_in_thread_with_mailbox(mailbox::unbounded()).await
-            }
+        let actor = if self.blueprint.on_threads() {
+            actor.spawn_in_thread_with_mailbox(mailbox::unbounded()).await
+        } else {
+            actor.spawn_with_mailbox(mailbox::unbounded()).await
         };
         Box::new(move || drop(actor.tell(Sweep).try_send()))
     }
@@ -181,6 +182,7 @@ impl<'a> Wiring<'a> {
             costs: (slice.device == DeviceKind::Emulated).then(|| Costs::new(self.costs.clone(), place)),
             faults: self.blueprint.faults.get(&(self.number, place)).cloned(),
             recorder: Arc::clone(self.recorder),
+            home: Arc::clone(self.home),
             lag: Duration::ZERO,
         }
     }

@@ -11,11 +11,15 @@ use crate::seat::Parcel;
 use crate::stage::{Image, Images, grouped};
 use crate::ticket::{AttemptId, End, RequestId, Ticket, milliseconds};
 
-/// Attempts of a request before it is given up.
-const ATTEMPTS_MAX: u32 = 3;
+/// Failures of a request before it is given up.
+const FAILURES_MAX: u32 = 3;
+/// Attempts, those included that were disturbed by the failure of another.
+const ATTEMPTS_MAX: u32 = 12;
 /// An attempt is overdue after so many times what it was expected to take, and not before [`PATIENCE_MIN`].
 const PATIENCE: u32 = 10;
 const PATIENCE_MIN: Duration = Duration::from_secs(1);
+/// The same while nobody knows what to expect.
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1800);
 
 impl Scheduler {
     /// Why a new request is not taken.
@@ -33,7 +37,7 @@ impl Scheduler {
             return Some(Refusal::QueueFull { waiting, capacity: self.limits.queue });
         }
         let deadline = life.deadline?;
-        let ahead = self.waiting.ahead(Some(deadline));
+        let ahead = self.waiting.ahead(life.due);
         let expected = self.expected(life, now, ahead)?;
         (expected > deadline).then(|| Refusal::DeadlineImpossible {
             deadline_ms: milliseconds(deadline - life.admitted),
@@ -69,7 +73,7 @@ impl Scheduler {
     /// Puts a request among those that wait.
     pub(super) fn enter(&mut self, id: RequestId) {
         let Some(life) = self.requests.get(&id) else { return };
-        match self.waiting.enter(id, life.deadline, life.robot.clone()) {
+        match self.waiting.enter(id, life.due, life.robot.clone()) {
             Entered::Alone => {}
             Entered::Replaced(older) => self.supersede(older),
             Entered::Outdated => self.supersede(id),
@@ -102,8 +106,8 @@ impl Scheduler {
             let soonest = now + estimate.map_or(Duration::ZERO, |estimate| estimate.latency);
             if life.deadline.is_some_and(|deadline| soonest > deadline) {
                 self.expired(id, "the queue, and could not be done in time any more");
-            } else {
-                self.send(id, pipeline, now);
+            } else if !self.send(id, pipeline, now) {
+                return;
             }
         }
     }
@@ -125,19 +129,22 @@ impl Scheduler {
             .map(|(pipeline, _)| pipeline)
     }
 
-    fn send(&mut self, id: RequestId, pipeline: usize, now: Moment) {
-        let (Some(me), Some(life)) = (self.me.upgrade(), self.requests.get_mut(&id)) else { return };
-        self.waiting.leave(id, life.deadline);
+    /// Sends a request into a pipeline; whether that could be done.
+    fn send(&mut self, id: RequestId, pipeline: usize, now: Moment) -> bool {
+        let (Some(home), Some(life)) = (self.home.clone(), self.requests.get_mut(&id)) else { return false };
+        self.waiting.leave(id, life.due);
         life.attempts += 1;
         let attempt = AttemptId { request: id, number: life.attempts };
         let replica = &mut self.replicas[pipeline];
-        let estimate = replica.estimate(&life.sample);
+        let estimate = replica.measured(&life.sample);
         let expected = estimate.map(|estimate| replica.expected(now, estimate));
         replica.dispatch(attempt, now, estimate);
-        let overdue = expected.map(|expected| now + ((expected - now) * PATIENCE).max(PATIENCE_MIN));
-        self.overdue.extend(overdue.map(|overdue| (overdue, attempt)));
-        let ticket = Ticket::new(attempt, pipeline, Arc::clone(&life.sample), life.deadline, now, me);
-        life.flying = Some(Flying { pipeline, fate: Arc::clone(&ticket.fate), overdue });
+        let patience = expected.map_or(PATIENCE_UNKNOWN, |expected| (expected - now) * PATIENCE);
+        let overdue = now + patience.max(PATIENCE_MIN);
+        self.overdue.insert((overdue, attempt));
+        let (sample, alone) = (Arc::clone(&life.sample), life.failures > 0);
+        let ticket = Ticket::new(attempt, pipeline, sample, life.deadline, now, alone, home);
+        life.flying = Some(Flying { pipeline, fate: Arc::clone(&ticket.fate), dispatched: now, overdue });
         self.recorder.log(|| What::Dispatched(id, pipeline));
         let ticket = Arc::new(ticket);
         let entry = &self.entries[pipeline];
@@ -148,6 +155,7 @@ impl Scheduler {
             // The edge holds all groups of `max_in_flight` requests; were it full, the ticket would come back as lost.
             let _ = entry.outbox.try_send(Parcel { takes: Duration::ZERO, content });
         }
+        true
     }
 
     /// Decides what becomes of a request whose attempt has ended.
@@ -171,25 +179,29 @@ impl Scheduler {
                 self.answer(id.request, life.reply, Ok(answer));
             }
             End::Expired(boundary) => self.expired(id.request, boundary),
-            End::Failed(cause) => self.try_again(id.request, cause),
+            End::Failed(cause) => self.try_again(id.request, cause, true),
+            End::Disturbed(cause) => self.try_again(id.request, cause, false),
         }
     }
 
-    fn try_again(&mut self, id: RequestId, cause: Arc<str>) {
+    /// Lets a request run again, if there is hope; `failed` when it was this request that a stage failed on.
+    fn try_again(&mut self, id: RequestId, cause: Arc<str>, failed: bool) {
         let out_of_service = self.out_of_service();
         let Some(life) = self.requests.get_mut(&id) else { return };
-        let landed = life.flying.take();
-        life.failed_on.extend(landed.as_ref().map(|flying| flying.pipeline));
-        let attempts = life.attempts;
-        if let Some((overdue, number)) = landed.and_then(|flying| flying.overdue).zip(Some(attempts)) {
-            self.overdue.remove(&(overdue, AttemptId { request: id, number }));
+        let number = life.attempts;
+        if let Some(flying) = life.flying.take() {
+            self.overdue.remove(&(flying.overdue, AttemptId { request: id, number }));
+            if failed {
+                life.failures += 1;
+                life.failed_on.push(flying.pipeline);
+            }
         }
-        if attempts < ATTEMPTS_MAX && out_of_service.is_none() {
+        if life.failures < FAILURES_MAX && number < ATTEMPTS_MAX && out_of_service.is_none() {
             self.counts.retried += 1;
             return self.enter(id);
         }
         if let Some(life) = self.forget(id) {
-            let refusal = out_of_service.unwrap_or(Refusal::Failed { attempts, cause });
+            let refusal = out_of_service.unwrap_or(Refusal::Failed { attempts: life.attempts, cause });
             self.answer(id, life.reply, Err(refusal));
         }
     }
@@ -229,7 +241,7 @@ impl Scheduler {
         let Some(life) = self.requests.get_mut(&id.request) else { return };
         let Some(flying) = life.flying.take() else { return };
         // Whoever ends it first decides: its answer may already be in the mailbox.
-        let pipeline = flying.pipeline;
+        let (pipeline, waited) = (flying.pipeline, now - flying.dispatched);
         let decided_here = flying.fate.end();
         life.flying = Some(flying);
         if !decided_here {
@@ -239,10 +251,11 @@ impl Scheduler {
         let replica = &mut self.replicas[pipeline];
         if replica.takes_requests() {
             replica.health = Health::Overdue;
-            self.probation.insert((now + PATIENCE_MIN, pipeline));
+            // As long again as it was waited for.
+            self.probation.insert((now + waited.max(PATIENCE_MIN), pipeline));
         }
         (self.sweepers[pipeline])();
-        self.try_again(id.request, cause);
+        self.try_again(id.request, cause, true);
     }
 
     /// Takes a pipeline out of service; what it holds is tried elsewhere.
@@ -258,7 +271,7 @@ impl Scheduler {
             .map(|(id, _)| *id)
             .collect();
         for id in held {
-            self.try_again(id, Arc::clone(&cause));
+            self.try_again(id, Arc::clone(&cause), false);
         }
         (self.sweepers[pipeline])();
         if let Some(refusal) = self.out_of_service() {
@@ -283,12 +296,12 @@ impl Scheduler {
     /// Removes a request from everywhere.
     pub(super) fn forget(&mut self, id: RequestId) -> Option<Life> {
         let life = self.requests.remove(&id)?;
-        self.waiting.leave(id, life.deadline);
+        self.waiting.leave(id, life.due);
         if let Some(deadline) = life.deadline {
             self.deadlines.remove(&(deadline, id));
         }
-        if let Some(overdue) = life.flying.as_ref().and_then(|flying| flying.overdue) {
-            self.overdue.remove(&(overdue, AttemptId { request: id, number: life.attempts }));
+        if let Some(flying) = &life.flying {
+            self.overdue.remove(&(flying.overdue, AttemptId { request: id, number: life.attempts }));
         }
         Some(life)
     }

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Moment};
 use crate::edge::Outbox;
+use crate::home::Home;
 use crate::recorder::{Place, Recorder, What};
 use crate::request::Refusal;
 use crate::seat::{CostBase, Parcel};
@@ -60,6 +61,9 @@ pub(crate) struct Limits {
     pub(crate) max_requests: usize,
 }
 
+/// Requests without a deadline are not put off for ever by those that have one.
+const DUE_WITHOUT_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Who has so much time has no deadline.
 const FOREVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -82,7 +86,7 @@ pub(crate) type Sweeper = Box<dyn Fn() + Send + Sync>;
 
 /// The actor.
 pub(crate) struct Scheduler {
-    me: WeakActorRef<Self>,
+    home: Option<Arc<Home>>,
     clock: Clock,
     limits: Limits,
     recorder: Arc<Recorder>,
@@ -98,6 +102,8 @@ pub(crate) struct Scheduler {
     probation: BTreeSet<(Moment, usize)>,
     counts: Counts,
     waiting_max: usize,
+    /// Tickets that vanished without an end.
+    lost: u64,
     closed: bool,
     drained: Vec<oneshot::Sender<()>>,
 }
@@ -108,7 +114,11 @@ struct Life {
     robot: Option<Arc<str>>,
     admitted: Moment,
     deadline: Option<Moment>,
+    /// By when it should leave the queue before others.
+    due: Moment,
     attempts: u32,
+    /// Attempts that failed while a stage computed them.
+    failures: u32,
     /// Pipelines on which it failed.
     failed_on: Vec<usize>,
     reply: oneshot::Sender<Outcome>,
@@ -119,7 +129,8 @@ struct Life {
 struct Flying {
     pipeline: usize,
     fate: Arc<Fate>,
-    overdue: Option<Moment>,
+    dispatched: Moment,
+    overdue: Moment,
 }
 
 /// Requests by what became of them.
@@ -164,6 +175,7 @@ pub(crate) struct SchedulerArgs {
 
 /// The pipelines, once their stages run.
 pub(crate) struct Connect {
+    pub(crate) home: Arc<Home>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) sweepers: Vec<Sweeper>,
 }
@@ -199,6 +211,8 @@ pub(crate) struct Gone {
 pub(crate) struct StageFailed {
     pub(crate) place: Place,
     pub(crate) cause: Arc<str>,
+    /// Whether it says something about the device, not only about the request.
+    pub(crate) counts: bool,
 }
 
 /// Take no more requests; say when all are answered and gone.
@@ -217,6 +231,8 @@ pub(crate) struct Seen {
     pub(crate) waiting: usize,
     /// Most requests that waited at a time.
     pub(crate) waiting_max: usize,
+    /// Tickets that vanished without an end.
+    pub(crate) lost: u64,
     /// For each pipeline: whether it is in service, and its attempts in flight.
     pub(crate) pipelines: Vec<(bool, usize)>,
 }
@@ -225,10 +241,10 @@ impl Actor for Scheduler {
     type Args = SchedulerArgs;
     type Error = Infallible;
 
-    async fn on_start(args: SchedulerArgs, me: ActorRef<Self>) -> Result<Self, Infallible> {
+    async fn on_start(args: SchedulerArgs, _: ActorRef<Self>) -> Result<Self, Infallible> {
         let SchedulerArgs { clock, limits, recorder } = args;
         Ok(Self {
-            me: me.downgrade(),
+            home: None,
             clock,
             limits,
             recorder,
@@ -242,6 +258,7 @@ impl Actor for Scheduler {
             probation: BTreeSet::new(),
             counts: Counts::default(),
             waiting_max: 0,
+            lost: 0,
             closed: false,
             drained: Vec::new(),
         })
@@ -281,12 +298,13 @@ impl Actor for Scheduler {
 impl Message<Connect> for Scheduler {
     type Reply = ();
 
-    async fn handle(&mut self, Connect { entries, sweepers }: Connect, _: &mut Context<Self, ()>) {
+    async fn handle(&mut self, Connect { home, entries, sweepers }: Connect, _: &mut Context<Self, ()>) {
         let Limits { max_requests, max_in_flight, .. } = self.limits;
         self.replicas = entries
             .iter()
             .map(|entry| Replica::new(entry.costs.clone(), max_requests, max_in_flight, entry.trusted))
             .collect();
+        self.home = Some(home);
         self.entries = entries;
         self.sweepers = sweepers;
     }
@@ -308,7 +326,9 @@ impl Message<Submit> for Scheduler {
             robot,
             admitted: now,
             deadline: deadline.filter(|deadline| *deadline < FOREVER).map(|deadline| now + deadline),
+            due: now + deadline.unwrap_or(DUE_WITHOUT_DEADLINE).min(DUE_WITHOUT_DEADLINE),
             attempts: 0,
+            failures: 0,
             failed_on: Vec::new(),
             reply,
             flying: None,
@@ -355,6 +375,7 @@ impl Message<Gone> for Scheduler {
     async fn handle(&mut self, Gone { id, pipeline, unended }: Gone, _: &mut Context<Self, ()>) {
         self.replicas[pipeline].back(id);
         if unended {
+            self.lost += 1;
             self.attempt_ended(id, pipeline, End::Failed("its tensors were lost".into()));
         }
         self.dispatch();
@@ -365,10 +386,11 @@ impl Message<Gone> for Scheduler {
 impl Message<StageFailed> for Scheduler {
     type Reply = ();
 
-    async fn handle(&mut self, StageFailed { place, cause }: StageFailed, _: &mut Context<Self, ()>) {
+    async fn handle(&mut self, StageFailed { place, cause, counts }: StageFailed, _: &mut Context<Self, ()>) {
         let replica = &mut self.replicas[place.pipeline];
-        if replica.failed(self.clock.now()) && replica.takes_requests() {
+        if counts && replica.failed(self.clock.now()) && replica.takes_requests() {
             self.retire(place.pipeline, cause);
+            self.report_if_drained();
         }
     }
 }
@@ -403,6 +425,12 @@ impl Message<Look> for Scheduler {
     async fn handle(&mut self, _: Look, _: &mut Context<Self, Seen>) -> Seen {
         let pipelines =
             self.replicas.iter().map(|replica| (replica.takes_requests(), replica.in_flight())).collect();
-        Seen { counts: self.counts, waiting: self.waiting.len(), waiting_max: self.waiting_max, pipelines }
+        Seen {
+            counts: self.counts,
+            waiting: self.waiting.len(),
+            waiting_max: self.waiting_max,
+            lost: self.lost,
+            pipelines,
+        }
     }
 }

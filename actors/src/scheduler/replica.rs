@@ -105,14 +105,21 @@ impl Replica {
     }
 
     /// What the cost model says; on a host corrected by what was measured, and nothing before that.
-    pub(super) fn estimate(&mut self, sample: &Sample) -> Option<Estimate> {
+    pub(super) fn measured(&mut self, sample: &Sample) -> Option<Estimate> {
         let modelled = self.modelled(sample);
         self.pace.map(|pace| modelled.at(pace))
     }
 
+    /// The same, to judge a request by. What was measured on a host may have been the exception: when nothing runs there,
+    /// the next request may try.
+    pub(super) fn estimate(&mut self, sample: &Sample) -> Option<Estimate> {
+        self.measured(sample).filter(|_| self.trusted || !self.in_flight.is_empty())
+    }
+
     /// The same, of a shape that was estimated before.
     pub(super) fn known(&self, sample: &Sample) -> Option<Estimate> {
-        Some(self.known.get(shape(sample))?.at(self.pace?))
+        let known = self.known.get(shape(sample))?.at(self.pace?);
+        Some(known).filter(|_| self.trusted || !self.in_flight.is_empty())
     }
 
     fn modelled(&mut self, sample: &Sample) -> Estimate {
@@ -155,7 +162,10 @@ impl Replica {
             let ratio = (now - dispatched).as_secs_f64() / modelled;
             match self.pace {
                 None => self.pace = Some(ratio),
-                Some(pace) if alone => self.pace = Some(pace + LEARNING_RATE * (ratio - pace)),
+                // With others in flight it took longer than alone.
+                Some(pace) if alone || ratio < pace => {
+                    self.pace = Some(pace + LEARNING_RATE * (ratio - pace))
+                }
                 Some(_) => {}
             }
         }

@@ -32,6 +32,9 @@ pub enum FaultKind {
     LinkDown(Duration),
 }
 
+/// Slower than that is as good as stalled.
+const SLOWDOWN_MAX: f64 = 1e6;
+
 /// The faults of one slice.
 #[derive(Debug, Default)]
 pub(crate) struct SliceFaults(Mutex<State>);
@@ -44,9 +47,10 @@ struct State {
 }
 
 impl SliceFaults {
-    /// Faults in order of their moments.
-    pub(crate) fn new(coming: impl IntoIterator<Item = (Moment, FaultKind)>) -> Self {
-        Self(Mutex::new(State { coming: coming.into_iter().collect(), slow: None, down: None }))
+    /// Faults at their moments.
+    pub(crate) fn new(mut coming: Vec<(Moment, FaultKind)>) -> Self {
+        coming.sort_by_key(|(at, _)| *at);
+        Self(Mutex::new(State { coming: coming.into(), slow: None, down: None }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -68,7 +72,11 @@ impl SliceFaults {
 
     /// How many times as long computations take.
     pub(crate) fn slowdown(&self, now: Moment) -> f64 {
-        self.state().slow.filter(|(_, until)| now < *until).map_or(1.0, |(factor, _)| factor)
+        // A factor that is not a number slows nothing down.
+        self.state()
+            .slow
+            .filter(|(_, until)| now < *until)
+            .map_or(1.0, |(factor, _)| factor.clamp(1.0, SLOWDOWN_MAX))
     }
 
     pub(crate) fn link_down(&self, now: Moment) -> bool {

@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tensact_topology::check::{Severity, check_placement};
+use tensact_runtime::model::flow::Steps;
+use tensact_topology::check::check_deployment;
 use tensact_topology::deployment::{Admission, Batching, Deployment};
 use tensact_topology::{Board, DeviceKind, ModelSizes, Placement, RequestShape};
 
@@ -32,9 +33,9 @@ pub use report::{Bound, ChipReport, Latencies, Report, Violations};
 use crate::clock::Clock;
 use crate::devices::{Arithmetic, Devices};
 use crate::engine::{Blueprint, Engine};
-use crate::pipeline::StartError;
 use crate::recorder::Log;
 use crate::scheduler::{Limits, Seen};
+use crate::start::{StartError, refuse};
 
 /// A deployment whose chips are emulated.
 #[derive(Debug, Clone)]
@@ -68,6 +69,28 @@ pub struct Scenario {
     pub seed: u64,
 }
 
+impl Scenario {
+    /// Whether there is something to run.
+    fn check(&self, request: &RequestShape) -> Result<(), StartError> {
+        let steps = request.steps;
+        let wrong = match self {
+            Self { robots: 0, .. } => "robots is 0: expected at least one",
+            Self { rate_hz: Some(rate), .. } if !(1e-6..=1e6).contains(rate) => {
+                "the rate is out of range: expected 0.000001 to 1000000 observations per second"
+            }
+            Self { duration, .. } if duration.is_zero() || *duration > DURATION_MAX => {
+                "the duration is out of range: expected more than nothing, and at most a year"
+            }
+            _ if Steps::new(steps).is_err() => "[request] steps is out of range: expected 1 to 1000",
+            _ => return Ok(()),
+        };
+        Err(StartError::Scenario(wrong))
+    }
+}
+
+/// Longest simulated time.
+const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Simulation {
     /// A deployment of a policy, with every chip emulated.
     ///
@@ -80,13 +103,7 @@ impl Simulation {
             slice.device = DeviceKind::Emulated;
         }
         let request = deployment.request(sizes);
-        let findings = check_placement(&placement, &board, sizes, &request, deployment.batching);
-        let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
-        let findings: Vec<String> =
-            errors.map(|finding| format!("{} ({})", finding.message, finding.help)).collect();
-        if !findings.is_empty() {
-            return Err(StartError::Deployment { findings });
-        }
+        refuse(&check_deployment(deployment, &board, sizes))?;
         Ok(Self {
             board: Arc::new(board),
             sizes: *sizes,
@@ -100,14 +117,18 @@ impl Simulation {
 
     /// Runs a scenario with these faults. `events` gets a line for everything that happens.
     ///
+    /// # Panics
+    /// Within a tokio runtime: it has its own.
+    ///
     /// # Errors
-    /// When no runtime or no slices can be had.
+    /// When the scenario cannot be, or no runtime or slices can be had.
     pub fn run(
         &self,
         scenario: &Scenario,
         faults: &PlannedFaults,
         events: Option<Box<dyn FnMut(String) + Send>>,
     ) -> Result<Report, StartError> {
+        scenario.check(&self.request)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.map_err(|_| StartError::Interrupted)?;
         let devices = Devices::load(&self.placement, &self.sizes, &Arithmetic::Digests)?;
@@ -143,11 +164,9 @@ impl Simulation {
         let engine = Engine::start(self.blueprint(faults, devices, log));
         let engine = Arc::new(engine.await);
         let outcomes = robots::run(&engine, self, scenario).await;
-        let elapsed = engine.clock.now();
-        engine.drain().await;
+        let (elapsed, busy) = (engine.clock.now(), engine.recorder.busy());
         let seen = settled(&engine).await;
-        let report =
-            report::Report::new(self, scenario, faults, &outcomes, elapsed, engine.recorder.busy(), seen);
+        let report = report::Report::new(self, scenario, faults, &outcomes, elapsed, busy, seen);
         if let Some(engine) = Arc::into_inner(engine) {
             engine.shut_down(Duration::from_secs(1)).await;
         }
@@ -155,8 +174,13 @@ impl Simulation {
     }
 }
 
-/// What the scheduler knows once chips that stalled have come back.
+/// What the scheduler knows once everything is drained and chips that stalled have come back.
 async fn settled(engine: &Engine) -> Option<Seen> {
+    tokio::select! {
+        biased;
+        () = engine.drain() => {}
+        () = engine.clock.wait(Duration::from_secs(SETTLING_SECONDS as u64)) => {}
+    }
     for _ in 0..SETTLING_SECONDS {
         let seen = engine.look().await?;
         if seen.pipelines.iter().all(|(_, in_flight)| *in_flight == 0) {

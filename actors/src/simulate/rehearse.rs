@@ -9,13 +9,14 @@ use tensact_runtime::model::ModelInput;
 use tensact_runtime::model::flow::{Steps, noise};
 use tensact_runtime::policy::Sample;
 use tensact_topology::DeviceKind;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::Simulation;
 use crate::clock::Clock;
 use crate::devices::{Arithmetic, Devices};
 use crate::engine::{Blueprint, Engine};
-use crate::pipeline::StartError;
 use crate::request::Refusal;
+use crate::start::StartError;
 
 impl Simulation {
     /// Passes `requests` requests through the deployment, `outstanding` of them at a time; gives the time it took. Needs
@@ -24,6 +25,9 @@ impl Simulation {
     /// # Errors
     /// When actors cannot be started, or a request was refused because so many cannot wait.
     pub async fn rehearse(&self, requests: u64, outstanding: usize) -> Result<Duration, RehearsalError> {
+        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return Err(StartError::SingleThreaded.into());
+        }
         let mut simulation = self.clone();
         for slice in simulation.placement.pipelines.iter_mut().flat_map(|pipeline| &mut pipeline.slices) {
             slice.device = DeviceKind::Host;

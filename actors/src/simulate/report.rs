@@ -8,6 +8,7 @@ use tensact_topology::{Calibration, ChipId, CostModel, Pipeline, StageKind};
 
 use super::robots::Sent;
 use super::{Busy, PlannedFaults, Scenario, Simulation};
+use crate::request::Refusal;
 use crate::scheduler::{Counts, Seen};
 use crate::ticket::milliseconds;
 
@@ -86,6 +87,8 @@ pub struct Violations {
     pub mixed_up: u64,
     /// *bounded*: requests that waited beyond the queue.
     pub over_queue: u64,
+    /// *nothing-lost*: attempts whose tensors vanished.
+    pub lost: u64,
     /// *back-to-start*: attempts of which something is left after the drain.
     pub left_over: u64,
 }
@@ -110,17 +113,13 @@ impl Report {
         let seconds = elapsed.as_secs_f64().max(1e-9);
         let counts = seen.as_ref().map_or_else(Counts::default, |seen| seen.counts);
         let waiting_max = seen.as_ref().map_or(0, |seen| seen.waiting_max);
-        let cancelled = sent.iter().filter(|sent| sent.cancelled).count() as u64;
-        let answered = sent.iter().filter(|sent| sent.outcome.is_ok()).count() as u64;
-        // Every request is counted where it ended, and reaches its robot.
-        let ended = counts.done + counts.refused() + counts.cancelled;
-        let unanswered =
-            counts.requests.abs_diff(ended) + counts.done.abs_diff(answered).saturating_sub(cancelled);
-        let retried_waiting = simulation.batching.max_in_flight * simulation.placement.pipelines.len();
+        let places = simulation.batching.max_in_flight * simulation.placement.pipelines.len();
+        let back_in_line = (counts.retried as usize).min(places);
         let violations = Violations {
-            unanswered: unanswered + (sent.len() as u64).abs_diff(counts.requests),
+            unanswered: unanswered(&counts, sent),
             mixed_up: sent.iter().filter(|sent| sent.mixed_up).count() as u64,
-            over_queue: waiting_max.saturating_sub(simulation.admission.queue + retried_waiting) as u64,
+            over_queue: waiting_max.saturating_sub(simulation.admission.queue + back_in_line) as u64,
+            lost: seen.as_ref().map_or(0, |seen| seen.lost),
             left_over: seen.map_or(0, |seen| seen.pipelines.iter().map(|(_, left)| *left as u64).sum()),
         };
         Self {
@@ -138,6 +137,35 @@ impl Report {
             violations,
         }
     }
+}
+
+/// How many requests the scheduler and their robots do not agree on. A robot that cancels a request does not learn how it
+/// ended, so as many may have ended in any way as were cancelled and not counted so.
+fn unanswered(counts: &Counts, sent: &[Sent]) -> u64 {
+    let told = |is: fn(&Result<(), Refusal>) -> bool| {
+        sent.iter().filter(|sent| !sent.cancelled && is(&sent.outcome)).count() as u64
+    };
+    let kinds = [
+        (counts.done, told(|outcome| outcome.is_ok())),
+        (counts.queue_full, told(|outcome| matches!(outcome, Err(Refusal::QueueFull { .. })))),
+        (
+            counts.deadline_impossible,
+            told(|outcome| matches!(outcome, Err(Refusal::DeadlineImpossible { .. }))),
+        ),
+        (counts.superseded, told(|outcome| matches!(outcome, Err(Refusal::Superseded { .. })))),
+        (counts.expired, told(|outcome| matches!(outcome, Err(Refusal::Expired { .. })))),
+        (counts.failed, told(|outcome| matches!(outcome, Err(Refusal::Failed { .. })))),
+        (
+            counts.unavailable,
+            told(|outcome| matches!(outcome, Err(Refusal::OutOfService { .. } | Refusal::Closed))),
+        ),
+    ];
+    let cancelled = sent.iter().filter(|sent| sent.cancelled).count() as u64;
+    let never_counted: u64 = kinds.iter().map(|(counted, told)| told.saturating_sub(*counted)).sum();
+    let never_told: u64 = kinds.iter().map(|(counted, told)| counted.saturating_sub(*told)).sum();
+    never_counted
+        + (never_told + counts.cancelled).abs_diff(cancelled)
+        + (sent.len() as u64).abs_diff(counts.requests)
 }
 
 fn latencies(sent: &[Sent]) -> Latencies {

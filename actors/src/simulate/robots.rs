@@ -1,5 +1,6 @@
 //! Robots that send observations, and what they get.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,11 +56,30 @@ pub(super) async fn run(engine: &Arc<Engine>, simulation: &Simulation, scenario:
     }
     drop(sent);
     let mut all = Vec::new();
-    while let Some(outcome) = outcomes.recv().await {
-        all.push(outcome);
+    let mut give_up = pin!(engine.clock.wait_until(scenario.duration + UNANSWERED_AFTER));
+    loop {
+        tokio::select! {
+            biased;
+            outcome = outcomes.recv() => match outcome {
+                Some(outcome) => all.push(outcome),
+                None => break,
+            },
+            // What is not answered by now never will be; the report says so.
+            () = &mut give_up => return all,
+        }
+    }
+    while let Some(robot) = robots.join_next().await {
+        if let Err(error) = robot
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
     }
     all
 }
+
+/// Longer than any request waits.
+const UNANSWERED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 struct Robot {
     number: usize,
@@ -78,22 +98,25 @@ impl Robot {
         let most =
             requests.map_or(u64::MAX, |all| (all + (robots - 1 - robot.number) as u64) / robots as u64);
         let period = rate_hz.map(|rate| Duration::from_secs_f64(1.0 / rate));
+        let mut sending = JoinSet::new();
         let phase: f64 = generator(seed, robot.number, u64::MAX).random();
         for frame in 0..most {
             if let Some(period) = period {
                 let due = period.mul_f64(phase + frame as f64);
                 if due >= duration {
-                    return;
+                    break;
                 }
                 robot.engine.clock.wait_until(due).await;
-                tokio::spawn(Arc::clone(&robot).send(frame));
+                sending.spawn(Arc::clone(&robot).send(frame));
+                while sending.try_join_next().is_some() {}
             } else {
                 if robot.engine.clock.now() >= duration {
-                    return;
+                    break;
                 }
                 Arc::clone(&robot).send(frame).await;
             }
         }
+        sending.join_all().await;
     }
 
     async fn send(self: Arc<Self>, frame: u64) {

@@ -136,7 +136,7 @@ fn passes(events: &[String]) -> Vec<(usize, String, u64, u64)> {
         let at: u64 = words.next().unwrap().parse().unwrap();
         let rest: Vec<&str> = words.collect();
         match rest[..] {
-            ["pipeline", _, "slice", slice, "Pass:" | "Layer:", request] => {
+            ["pipeline", _, "slice", slice, "pass:" | "layer:", request] => {
                 running.insert(slice.parse().unwrap(), (request.to_owned(), at));
             }
             ["pipeline", _, "slice", slice, "free"] => {
@@ -183,7 +183,7 @@ fn cameras_spread_over_vision_replicas() {
     let vision = |text: &str| {
         let (_, events) = events(&simulation(text), &closed_loop(1, 1), &PlannedFaults::default());
         let at = |line: &String| line.split_whitespace().next().unwrap().parse::<u64>().unwrap();
-        let begins: Vec<u64> = events.iter().filter(|line| line.contains("slice 0 Pass:")).map(at).collect();
+        let begins: Vec<u64> = events.iter().filter(|line| line.contains("slice 0 pass:")).map(at).collect();
         let ends: Vec<u64> = events.iter().filter(|line| line.contains("slice 0 free")).map(at).collect();
         (begins.len(), ends.iter().max().unwrap() - begins.iter().min().unwrap())
     };
@@ -200,7 +200,7 @@ fn requests_join_the_running_batch_at_the_next_step_and_leave_when_they_are_done
     let (_, events) = events(&simulation, &scenario, &PlannedFaults::default());
     let steps: Vec<Vec<&str>> = events
         .iter()
-        .filter_map(|line| Some(line.split_once("slice 2 Pass:")?.1.split_whitespace().collect()))
+        .filter_map(|line| Some(line.split_once("slice 2 pass:")?.1.split_whitespace().collect()))
         .collect();
     let with = |request: &str| steps.iter().filter(|step| step.contains(&request)).count();
     // The first step of the first followed its cache; the others joined with theirs complete.

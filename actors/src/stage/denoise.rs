@@ -226,7 +226,7 @@ impl Denoise {
             .filter(|(_, held)| matches!(held.cache, Cache::Complete(_)))
             .filter_map(|(id, held)| {
                 let (since, at) = held.due.as_ref()?;
-                Some((at.step.index() == 0, *since, *id, held.ticket.alone()))
+                Some((at.step.index() == 0, *since, *id, held.ticket.alone))
             })
             .collect();
         due.sort_unstable();
@@ -234,8 +234,12 @@ impl Denoise {
         if *alone {
             return Some(vec![*first]);
         }
-        let others = due.iter().filter(|(.., alone)| !alone).take(self.args.max_requests);
-        Some(others.map(|(_, _, id, _)| *id).collect())
+        // Who has to run alone waits for those on their way, and lets nobody in who came later.
+        let waits = due.iter().find(|(joins, .., alone)| *joins && *alone).map(|(_, since, ..)| *since);
+        let others = due.iter().filter(|(joins, since, _, alone)| {
+            !alone && !(*joins && waits.is_some_and(|waits| waits < *since))
+        });
+        Some(others.take(self.args.max_requests).map(|(_, _, id, _)| *id).collect())
     }
 
     /// Runs the next layer of a first step.
@@ -257,7 +261,8 @@ impl Denoise {
         {
             let batch = [Arc::clone(&held.ticket)];
             let cameras = held.ticket.cameras();
-            self.args.seat.run(held_turn, Share::Layer, &batch, cameras, || first.layer(entry)).await?;
+            let share = Share::Layer { last: *next_layer + 1 == layers.end() };
+            self.args.seat.run(held_turn, share, &batch, cameras, || first.layer(entry)).await?;
             *next_layer += 1;
         }
         match held.cache {
@@ -311,6 +316,7 @@ impl Denoise {
             step.advance(&mut x, &velocity);
             let Some(step) = step.of().iter().nth(step.index() + 1) else {
                 ticket.finish(x);
+                self.at_work.retain(|other| other.id != ticket.id);
                 return Ok(());
             };
             At { step, x, hidden: None, state: None }
@@ -325,9 +331,12 @@ impl Denoise {
             self.held.insert(ticket.id, held);
             return Ok(());
         };
-        self.held.insert(ticket.id, held);
+        let id = ticket.id;
+        self.held.insert(id, held);
         let cameras = ticket.cameras();
-        seat.send(turn, rank, way, cameras, StepWork { ticket, at }).await
+        seat.send(turn, rank, way, cameras, StepWork { ticket, at }).await?;
+        self.at_work.retain(|ticket| ticket.id != id);
+        Ok(())
     }
 }
 
@@ -429,10 +438,14 @@ impl Work for Denoise {
         self.held.retain(|_, held| !held.ticket.fate.ended());
     }
 
+    fn at_work(&mut self) -> Vec<Arc<Ticket>> {
+        std::mem::take(&mut self.at_work)
+    }
+
     fn surrender(&mut self) -> Vec<Arc<Ticket>> {
         let caches = self.arrived_caches.drain(..).map(|parcel| parcel.content.ticket);
         let steps = self.arrived_steps.drain(..).map(|parcel| parcel.content.ticket);
         let held = std::mem::take(&mut self.held).into_values().map(|held| held.ticket);
-        self.at_work.drain(..).chain(caches).chain(steps).chain(held).collect()
+        caches.chain(steps).chain(held).collect()
     }
 }

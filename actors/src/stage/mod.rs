@@ -19,12 +19,13 @@ use kameo::actor::{Actor, ActorRef, WeakActorRef};
 use kameo::error::{ActorStopReason, PanicError};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::message::{Context, Message};
+use tokio::sync::watch;
 
 pub(crate) use denoise::{CacheLayer, Denoise, DenoiseArgs, StepWork};
 pub(crate) use prefix::{Prefix, PrefixArgs, Prefixed, PrefixedContent};
 pub(crate) use vision::{Image, Images, Vision, VisionArgs, VisionNext, grouped};
 
-use crate::scheduler::{Scheduler, StageFailed};
+use crate::scheduler::StageFailed;
 use crate::seat::{Seat, StageFault};
 use crate::ticket::{End, Ticket};
 
@@ -44,26 +45,30 @@ pub(crate) trait Work: Send + 'static {
     /// Lets go of requests that have ended.
     fn sweep(&mut self);
 
-    /// Gives up everything it holds.
+    /// Gives up what it computes.
+    fn at_work(&mut self) -> Vec<Arc<Ticket>>;
+
+    /// Gives up everything else that it holds.
     fn surrender(&mut self) -> Vec<Arc<Ticket>>;
 }
 
 /// The actor around a slice.
 pub(crate) struct Stage<W> {
     work: W,
-    scheduler: ActorRef<Scheduler>,
+    closed: watch::Receiver<bool>,
 }
 
 impl<W: Work> Actor for Stage<W> {
-    type Args = (W, ActorRef<Scheduler>);
+    type Args = W;
     type Error = StageFault;
 
     fn name() -> &'static str {
         W::NAME
     }
 
-    async fn on_start((work, scheduler): Self::Args, _: ActorRef<Self>) -> Result<Self, StageFault> {
-        Ok(Self { work, scheduler })
+    async fn on_start(work: W, _: ActorRef<Self>) -> Result<Self, StageFault> {
+        let closed = work.seat().home.watch();
+        Ok(Self { work, closed })
     }
 
     async fn next(
@@ -74,6 +79,7 @@ impl<W: Work> Actor for Stage<W> {
         loop {
             tokio::select! {
                 biased;
+                _ = self.closed.wait_for(|closed| *closed) => return Ok(None),
                 signal = mailbox.recv() => return Ok(signal),
                 () = self.work.ready() => {}
             }
@@ -90,12 +96,16 @@ impl<W: Work> Actor for Stage<W> {
         let fault = error.with_downcast_ref(StageFault::clone).unwrap_or_else(|| {
             seat.fault(format!("panicked: {}", error.with_str(str::to_owned).unwrap_or_default()))
         });
-        let cause: Arc<str> = fault.to_string().into();
-        let place = seat.place;
-        seat.recorder.failed(place, &cause);
-        let _ = self.scheduler.tell(StageFailed { place, cause: Arc::clone(&cause) }).try_send();
+        let (cause, home): (Arc<str>, _) = (fault.to_string().into(), Arc::clone(&seat.home));
+        let (place, recorder) = (seat.place, Arc::clone(&seat.recorder));
+        let at_work = self.work.at_work();
+        recorder.failed(place, &cause, at_work.len());
+        // Who fails again and again may be at fault itself: that says nothing about the device.
+        let counts = !at_work.iter().any(|ticket| ticket.alone);
+        home.tell(StageFailed { place, cause: Arc::clone(&cause), counts });
+        at_work.iter().for_each(|ticket| ticket.end(End::Failed(Arc::clone(&cause))));
         for ticket in self.work.surrender() {
-            ticket.end(End::Failed(Arc::clone(&cause)));
+            ticket.end(End::Disturbed(Arc::clone(&cause)));
         }
         Ok(ControlFlow::Break(ActorStopReason::Panicked(error)))
     }
@@ -115,10 +125,10 @@ impl<W: Work> Message<Sweep> for Stage<W> {
 /// Takes the next batch off a queue: at most `most`, and a request that must run alone by itself.
 fn next_batch<T>(queue: &mut VecDeque<T>, most: usize, ticket: impl Fn(&T) -> &Arc<Ticket>) -> Vec<T> {
     let Some(first) = queue.front() else { return Vec::new() };
-    let count = if ticket(first).alone() {
+    let count = if ticket(first).alone {
         1
     } else {
-        queue.iter().take(most).take_while(|item| !ticket(item).alone()).count()
+        queue.iter().take(most).take_while(|item| !ticket(item).alone).count()
     };
     queue.drain(..count).collect()
 }

@@ -138,7 +138,11 @@ impl Prefix {
                 continue;
             }
             let (cameras, ticket) = (ticket.cameras(), Arc::clone(ticket));
+            let id = ticket.id;
             seat.send(turn, RANK, way, cameras, CacheLayer { ticket, layer, entry }).await?;
+            if layer + 1 == seat.layers.end() {
+                self.at_work.retain(|ticket| ticket.id != id);
+            }
         }
         Ok(())
     }
@@ -187,11 +191,15 @@ impl Work for Prefix {
         self.due.retain(|due| !due.ticket.fate.ended());
     }
 
+    fn at_work(&mut self) -> Vec<Arc<Ticket>> {
+        std::mem::take(&mut self.at_work)
+    }
+
     fn surrender(&mut self) -> Vec<Arc<Ticket>> {
         let arrived = self.arrived.drain(..).map(|parcel| parcel.content.ticket);
         let gathering = std::mem::take(&mut self.gathering).into_values().map(|(ticket, _)| ticket);
         let due = self.due.drain(..).map(|due| due.ticket);
-        self.at_work.drain(..).chain(arrived).chain(gathering).chain(due).collect()
+        arrived.chain(gathering).chain(due).collect()
     }
 }
 
@@ -217,7 +225,8 @@ impl Prefix {
                 let entries = pass.as_mut().and_then(|pass| pass.layer()).unwrap_or_default();
                 Ok((entries, pass.take_if(|_| last).and_then(|pass| pass.finish())))
             };
-            let (entries, after) = self.args.seat.run(&held, Share::Layer, tickets, cameras, compute).await?;
+            let (entries, after) =
+                self.args.seat.run(&held, Share::Layer { last }, tickets, cameras, compute).await?;
             turn = Some(held);
             if last && self.args.next.is_none() {
                 let now = self.args.seat.clock.now();

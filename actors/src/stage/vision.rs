@@ -153,6 +153,10 @@ impl Work for Vision {
             && let Some(parcel) = self.arrived.pop_front().or_else(|| self.inbox.try_recv())
         {
             let Some(held) = &turn else { break };
+            if parcel.content.not_before > self.args.seat.clock.now() {
+                self.arrived.push_front(parcel);
+                break;
+            }
             self.at_work.push(Arc::clone(&parcel.content.ticket));
             let images = self.args.seat.receive(held, parcel).await;
             self.gather(images);
@@ -171,7 +175,7 @@ impl Work for Vision {
         }
         drop(tickets);
         for Images { ticket, images, .. } in batch {
-            let (count, seat) = (images.len(), &mut self.args.seat);
+            let (count, seat, id) = (images.len(), &mut self.args.seat, ticket.id);
             match &mut self.args.next {
                 VisionNext::Prefix(way) => {
                     let images = images.into_iter().map(|image| (image.camera, image.hidden)).collect();
@@ -186,6 +190,7 @@ impl Work for Vision {
                     }
                 }
             }
+            self.at_work.retain(|ticket| ticket.id != id);
         }
         self.at_work.clear();
         Ok(())
@@ -197,11 +202,15 @@ impl Work for Vision {
         self.due.retain(|images| !images.ticket.fate.ended());
     }
 
+    fn at_work(&mut self) -> Vec<Arc<Ticket>> {
+        std::mem::take(&mut self.at_work)
+    }
+
     fn surrender(&mut self) -> Vec<Arc<Ticket>> {
         let arrived = self.arrived.drain(..).map(|parcel| parcel.content.ticket);
         let gathering = std::mem::take(&mut self.gathering).into_values().map(|images| images.ticket);
         let due = self.due.drain(..).map(|images| images.ticket);
-        self.at_work.drain(..).chain(arrived).chain(gathering).chain(due).collect()
+        arrived.chain(gathering).chain(due).collect()
     }
 }
 
