@@ -284,17 +284,29 @@ fn infer_on_tensors_gives_the_goldens_actions() {
 #[test]
 fn demo_needs_nothing_and_keeps_its_checkpoint() {
     let folder = Folder::new();
-    let demo = || folder.json("demo --observations 2 --json");
-    let actions = |answers: &Value| -> Vec<Value> {
-        answers.as_array().unwrap().iter().map(|answer| answer["actions"].clone()).collect()
+    let demo = || folder.json("demo --robots 2 --observations 1 --json");
+    let actions = |answer: &Value| -> Vec<Value> {
+        let robots = answer["robots"].as_array().unwrap().iter();
+        robots
+            .flat_map(|robot| robot["chunks"].as_array().unwrap())
+            .map(|chunk| chunk["actions"].clone())
+            .collect()
     };
-    let first = actions(&demo());
+    let answer = demo();
+    let first = actions(&answer);
     assert_eq!(first.iter().map(shape).collect::<Vec<_>>(), [[50, 7]; 2]);
+    assert_ne!(first[0], first[1], "robots see different things");
+    assert_eq!(answer["stats"]["counts"]["done"], 2);
+    let slices = answer["stats"]["pipelines"][0]["slices"].as_array().unwrap();
+    assert_eq!(
+        slices.iter().map(|slice| &slice["stage"]).collect::<Vec<_>>(),
+        ["vision", "prefix", "expert"]
+    );
     let weights = find(folder.0.path(), "model.safetensors");
     let weights = weights.iter().find(|path| !path.starts_with(folder.path("tiny"))).unwrap();
     let modified = || std::fs::metadata(weights).unwrap().modified().unwrap();
     let written = modified();
-    assert_eq!(actions(&demo()), first);
+    assert_eq!(actions(&demo()), first, "company in a batch changes nothing");
     assert_eq!(modified(), written);
 }
 
@@ -391,6 +403,8 @@ fn states_prompts_and_options_that_cannot_be_used_are_refused() {
         (without_prompt(INFER), ["`prompt` or `task` is missing", "no default instruction"]),
         (without_prompt(&with_state("nan")), ["holds NaN at 0", "`prompt` or `task` is missing"]),
         (format!("{INFER} --steps 0"), ["0 denoising steps cannot be", "expected 1 to 1000"]),
+        (format!("{INFER} --deadline 1us"), ["deadline of 0.0 ms passed", "preprocessing"]),
+        (format!("{INFER} --deadline 0s"), ["--deadline", "more than 0"]),
         (format!("{INFER} --profile nao"), ["no profile `nao`", "libero, droid, aloha, generic"]),
         (format!("{INFER} --dtype f16"), ["`f16` is not a compute type", "expected bf16 or f32"]),
         // Before any work: the checkpoint is not looked for.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use miette::miette;
@@ -18,7 +19,7 @@ use tensact::{ActionChunk, Options, Pipeline, ProfileChoice, Request, Start, Tim
 
 use super::output::{self, rows};
 use super::table::table;
-use super::{HostOptions, open_checkpoint, print_json, progress, runtime, told, warn};
+use super::{HostOptions, open_checkpoint, print_json, progress, runtime, span_of_time, told, warn};
 
 /// Turn camera images, an instruction and a robot state into actions.
 #[derive(Args)]
@@ -69,6 +70,9 @@ pub(super) struct Infer {
     /// Denoising steps; the checkpoint's own unless given.
     #[arg(long, value_name = "N", value_parser = steps)]
     steps: Option<Steps>,
+    /// Time to answer, such as 500ms; without one it may take as long as it takes.
+    #[arg(long, value_name = "TIME", value_parser = span_of_time, conflicts_with = "tensors")]
+    deadline: Option<Duration>,
     #[command(flatten)]
     host: HostOptions,
     /// Where to write the actions: .json, .npy or .safetensors.
@@ -128,7 +132,12 @@ impl Infer {
             warn("the checkpoint has no statistics: state and actions pass unscaled");
         }
         let observation = self.observation(&pipeline)?;
-        let request = Request { start: Start::Seed(self.seed), steps: self.steps, ..Request::default() };
+        let request = Request {
+            start: Start::Seed(self.seed),
+            steps: self.steps,
+            deadline: self.deadline,
+            ..Request::default()
+        };
         let spinner = progress::spinner("computing");
         let chunk = runtime.block_on(pipeline.infer(observation, request)).map_err(told)?;
         spinner.finish_and_clear();
@@ -165,9 +174,9 @@ impl Infer {
         }
         warnings.iter().for_each(|warning| warn(warning));
         print_actions(&chunk.actions, usize::MAX);
-        let Timings { preprocess_ms, vision_ms, prefix_ms, denoise_ms, total_ms, .. } = chunk.timings;
+        let Timings { preprocess_ms, queue_ms, vision_ms, prefix_ms, denoise_ms, total_ms } = chunk.timings;
         say!(
-            "preprocess {preprocess_ms:.1} ms, vision {vision_ms:.1} ms, prefix {prefix_ms:.1} ms, \
+            "preprocess {preprocess_ms:.1} ms, queue {queue_ms:.1} ms, vision {vision_ms:.1} ms, prefix {prefix_ms:.1} ms, \
              denoise {denoise_ms:.1} ms, total {total_ms:.1} ms"
         );
         Ok(())

@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod policy_sizes;
 mod progress;
+mod simulate;
 mod synth;
 mod table;
 mod topology;
@@ -22,6 +23,7 @@ mod verify;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tensact::runtime::checkpoint::{Checkpoint, hub};
@@ -46,6 +48,7 @@ enum Command {
     Topology(topology::Topology),
     Plan(plan::PlanCommand),
     Check(check::Check),
+    Simulate(simulate::Simulate),
 }
 
 impl Cli {
@@ -60,6 +63,7 @@ impl Cli {
             Command::Topology(command) => command.run(),
             Command::Plan(command) => command.run(),
             Command::Check(command) => command.run(),
+            Command::Simulate(command) => command.run(),
         }
     }
 }
@@ -79,6 +83,16 @@ impl HostOptions {
     fn device(&self) -> miette::Result<Arc<HostDevice>> {
         HostDevice::new(self.threads, self.dtype).map_err(told)
     }
+}
+
+/// A time such as 500ms, for arguments.
+fn span_of_time(text: &str) -> Result<Duration, String> {
+    const MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.is_zero() || duration > MAX {
+        return Err("expected more than 0 and at most 366 days".into());
+    }
+    Ok(duration)
 }
 
 /// Threads that actors run on.

@@ -16,6 +16,12 @@ pub(super) fn count(total: usize, what: &str) -> ProgressBar {
     styled(bar, "{msg} {wide_bar} {pos}/{len} {eta}")
 }
 
+/// A bar that shows how busy something is, in percent, and with how many requests now (its prefix).
+pub(super) fn share(what: &str) -> ProgressBar {
+    let bar = ProgressBar::new(100).with_message(what.to_owned());
+    styled(bar, "{msg:12} {bar:40} {pos:>3} % busy, {prefix} now")
+}
+
 /// A spinner with the time that has passed, for work whose end is not known.
 pub(super) fn spinner(what: &str) -> ProgressBar {
     let spinner =

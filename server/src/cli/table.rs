@@ -13,6 +13,13 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
+/// A table of words: all columns stand to the left.
+pub(super) fn facts(header: &[&str]) -> Table {
+    let mut table = table(header);
+    table.column_iter_mut().for_each(|column| column.set_cell_alignment(CellAlignment::Left));
+    table
+}
+
 /// `3501372176` as `3.50 G`.
 pub(super) fn scaled(count: usize, unit: &str) -> String {
     let scales = [(1e9, "G"), (1e6, "M"), (1e3, "k")];

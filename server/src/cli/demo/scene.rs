@@ -11,10 +11,11 @@ const SHADE: [u8; 3] = [120, 108, 96];
 const BLOCK: [u8; 3] = [200, 40, 36];
 const GRIPPER: [u8; 3] = [60, 64, 72];
 
-/// The observation at a frame of the stream, as a LIBERO robot would send it.
-pub(super) fn observation(frame: usize) -> Observation {
+/// The observation at a frame of a robot's stream, as a LIBERO robot would send it. Robots start from different sides.
+pub(super) fn observation(robot: usize, frame: usize) -> Observation {
     let progress = (frame as f32 / 16.0).min(1.0);
-    let (x, y) = (0.15 + 0.45 * progress, 0.2 + 0.4 * progress);
+    let start = 0.15 + 0.3 * (robot % 3) as f32;
+    let (x, y) = (start + (0.6 - start) * progress, 0.2 + 0.4 * progress);
     let base = draw(&[(0.62, 0.62, 0.08, BLOCK), (x, y, 0.05, GRIPPER)]);
     let wrist = draw(&[(0.5, 0.5, 0.1 + 0.3 * progress, BLOCK), (0.5, 0.95, 0.12, GRIPPER)]);
     Observation {
