@@ -79,7 +79,7 @@ impl Scenario {
                 "the rate is out of range: expected 0.000001 to 1000000 observations per second"
             }
             Self { duration, .. } if duration.is_zero() || *duration > DURATION_MAX => {
-                "the duration is out of range: expected more than nothing, and at most a year"
+                "the duration is out of range: expected more than nothing, and at most 366 days"
             }
             _ if Steps::new(steps).is_err() => "[request] steps is out of range: expected 1 to 1000",
             _ => return Ok(()),
@@ -89,7 +89,7 @@ impl Scenario {
 }
 
 /// Longest simulated time.
-const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 impl Simulation {
     /// A deployment of a policy, with every chip emulated.

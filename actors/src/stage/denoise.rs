@@ -237,7 +237,7 @@ impl Denoise {
         // Who has to run alone waits for those on their way, and lets nobody in who came later.
         let waits = due.iter().find(|(joins, .., alone)| *joins && *alone).map(|(_, since, ..)| *since);
         let others = due.iter().filter(|(joins, since, _, alone)| {
-            !alone && !(*joins && waits.is_some_and(|waits| waits < *since))
+            !(*alone || *joins && waits.is_some_and(|waits| waits < *since))
         });
         Some(others.take(self.args.max_requests).map(|(_, _, id, _)| *id).collect())
     }

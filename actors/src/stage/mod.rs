@@ -1,8 +1,9 @@
 //! Stage actors: each runs one slice of a stage on its chips.
 //!
 //! A stage pulls tensors from its edges when it can use them, so that batches form from what waits and a full edge holds
-//! its sender up; its mailbox is for control alone. Every piece of work ends at a boundary (a pass, a layer, a step)
-//! where control is heard and requests that have ended are let go.
+//! its sender up; its mailbox is for control alone. Every piece of work ends at a boundary (a pass, a denoising
+//! step, a layer that follows) where control is heard and requests that have ended are let go; a pass of the prefix is
+//! given up between layers when nobody waits for it any more.
 //!
 //! When a stage fails, everything it held ends with the cause, its supervisor starts it again with the same weights and
 //! edges, and the scheduler decides what becomes of the requests.

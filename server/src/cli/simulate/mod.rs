@@ -148,12 +148,13 @@ fn verdict(Report { violations, scenario, .. }: &Report) -> miette::Result<()> {
     if violations.none() {
         return Ok(());
     }
-    let Violations { unanswered, mixed_up, over_queue, left_over } = violations;
+    let Violations { unanswered, mixed_up, over_queue, lost, left_over } = violations;
     Err(miette!(
         help = "this is a defect of Tensact, not of the deployment: run it again with --events FILE and look for the \
                 request that has no end",
         "invariants were broken with seed {}: {unanswered} requests not answered exactly once, {mixed_up} answered \
-         with the actions of another, {over_queue} waiting beyond the queue, {left_over} left over after the drain",
+         with the actions of another, {over_queue} waiting beyond the queue, {lost} lost on the way, {left_over} left over \
+         after the drain",
         scenario.seed
     ))
 }
