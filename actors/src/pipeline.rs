@@ -62,6 +62,41 @@ impl Pipeline {
     /// Starts a deployment: loads its checkpoint (a path beside the deployment file or from here, or a Hugging Face id),
     /// checks its placement, starts its actors.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tensact::runtime::checkpoint::synth;
+    /// use tensact::runtime::observation::Observation;
+    /// use tensact::topology::{Deployment, Variant};
+    /// use tensact::{InferError, Options, Pipeline, Refusal, Request};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let sizes = synth::SynthSize::Tiny.sizes(Variant::Pi05);
+    /// # synth::write(folder.path(), &sizes, 0, synth::SynthDtype::Bf16, &|_, _| ())?;
+    /// // As `Deployment::read` takes it from a file that `tensact plan` wrote: one replica on each of four chips.
+    /// let text = format!(
+    ///     "board = 'quietbox-bh'\ncheckpoint = '{}'\n[[pipeline]]\ncopies = '0..4'\ndevice = 'host'",
+    ///     folder.path().display(),
+    /// );
+    /// let pipeline = Pipeline::start(&Deployment::parse("four chips", &text)?, &Options::default()).await?;
+    ///
+    /// let observation = Observation { state: vec![0.0; 8], prompt: Some("wave".into()), ..Observation::default() };
+    /// let request = || Request {
+    ///     robot: Some("left arm".into()),
+    ///     deadline: Some(Duration::from_secs(30)),
+    ///     ..Request::default()
+    /// };
+    /// match pipeline.infer(observation, request()).await {
+    ///     Ok(chunk) => println!("{:?} after {:.1} ms", chunk.actions, chunk.timings.total_ms),
+    ///     Err(InferError::Refused(Refusal::QueueFull { waiting, .. })) => println!("{waiting} are ahead: ask again"),
+    ///     Err(other) => println!("no actions: {other}"),
+    /// }
+    /// assert_eq!(pipeline.stats().await.pipelines.len(), 4);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Says everything that is wrong with the deployment, or what cannot be read.
     pub async fn start(deployment: &Deployment, options: &Options) -> Result<Self, StartError> {
