@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::device::host::{ComputeDtype, HostDevice};
-use tensact_runtime::device::{SliceError, VisionStage};
+use tensact_runtime::device::{PrefixInput, PrefixPass, PrefixStage, SliceError, VisionStage};
+use tensact_runtime::model::Sequences;
 use tensact_runtime::model::flow::Steps;
 use tensact_runtime::policy::{Cuts, Policy};
 use tensact_runtime::reference::read_inputs;
@@ -342,4 +343,57 @@ async fn a_shutdown_does_not_wait_for_a_device_that_is_stuck() {
         Refusal::Closed
     );
     drop(release);
+}
+
+/// A prefix slice that waits for a word before it begins.
+struct StuckPrefix(Arc<dyn PrefixStage>, std::sync::Mutex<mpsc::Receiver<()>>);
+
+impl PrefixStage for StuckPrefix {
+    fn layers(&self) -> LayerRange {
+        self.0.layers()
+    }
+
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
+        self.0.embed(inputs)
+    }
+
+    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
+        let _ = self.1.lock().unwrap().recv();
+        Arc::clone(&self.0).begin(batch)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_on_a_full_edge_does_not_outlive_its_engine() {
+    let golden = golden(POLICIES[0]);
+    let (_, pipelines) = placements().swap_remove(1);
+    let mut blueprint = blueprint(&golden, pipelines, 1);
+    let (release, stuck) = mpsc::channel();
+    let stuck = std::sync::Mutex::new(Some(stuck));
+    let vision = std::sync::Mutex::new(None);
+    blueprint.devices = blueprint.devices.map(|device| match device {
+        SliceDevice::Prefix(inner) => {
+            let receiver = stuck.lock().unwrap().take().unwrap();
+            SliceDevice::Prefix(Arc::new(StuckPrefix(inner, std::sync::Mutex::new(receiver))))
+        }
+        SliceDevice::Vision(inner) => {
+            *vision.lock().unwrap() = Some(Arc::downgrade(&inner));
+            SliceDevice::Vision(inner)
+        }
+        other => other,
+    });
+    let engine = Engine::start(blueprint).await;
+    let pending: Vec<_> = (0..5).map(|_| engine.submit(golden.samples[0].clone(), None, None)).collect();
+    // One is in the prefix and two wait before it: with the fourth, vision waits for a place.
+    while engine.recorder.slices(0)[0].passes < 4 {
+        tokio::task::yield_now().await;
+    }
+    drop((engine, pending, release));
+    let vision = vision.lock().unwrap().take().unwrap();
+    let gone = async {
+        while vision.upgrade().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), gone).await.is_ok(), "vision still waits");
 }

@@ -230,6 +230,20 @@ fn batches_fill_on_a_busy_chip_and_raise_its_throughput() {
     }
 }
 
+#[test]
+fn a_full_batch_is_finished_before_a_shared_chip_begins_another_prefix() {
+    let simulation = simulation(&config("p150a"));
+    let (_, events) = events(&simulation, &closed_loop(2, 2), &PlannedFaults::default());
+    let done = events.iter().find(|line| line.ends_with("r0 done")).unwrap();
+    let done_ms = done.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e3;
+    let Simulation { board, sizes, request, placement, .. } = &simulation;
+    let model = CostModel::new(board, sizes, *request, Calibration::shipped());
+    let cost = model.pipeline(&placement.pipelines[0]).unwrap();
+    // The images of the second may be looked at in between, no more.
+    let most_ms = 1.02 * (cost.latency_ms + cost.slices[0].total_ms());
+    assert!(done_ms <= most_ms, "the first is done after {done_ms} ms, {most_ms} ms would do");
+}
+
 /// Cameras over two chips, prefix cut in two, the expert a ring of two; and beside it a policy on one chip.
 const UNEVEN: &str = r#"
 board = "t3000"

@@ -135,10 +135,11 @@ impl Denoise {
         self.args.seat.layers.start() == 0
     }
 
-    /// A full batch goes first on a chip that is shared.
+    /// A full batch goes first on a chip that is shared, one whose caches are still arriving included.
     fn rank(&self) -> Rank {
-        let running = self.held.values().filter(|held| !matches!(held.cache, Cache::Arriving(_))).count();
-        if running >= self.args.max_requests { Rank::First } else { Rank::Last }
+        let new = |parcel: &&Parcel<CacheLayer>| !self.held.contains_key(&parcel.content.ticket.id);
+        let here = self.held.len() + self.arrived_caches.iter().filter(new).count();
+        if here >= self.args.max_requests { Rank::First } else { Rank::Last }
     }
 
     /// What this slice has of a request; the first slice begins it.
