@@ -167,7 +167,7 @@ fn a_deployments_own_deadline_holds_unless_another_is_given() {
     assert_eq!(deadline("--deadline 2s")["secs"], 2);
     write(&folder, "never.toml", &text.replace("= 80", "= -80"));
     let message = refusal(&folder, "never.toml --robots 1");
-    assert!(message.contains("never.toml: default_ms in [deadlines] is -80"), "{message}");
+    assert!(message.contains("never.toml: the deployment cannot run: `deadlines.default_ms`"), "{message}");
 }
 
 #[test]

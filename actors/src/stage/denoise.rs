@@ -8,57 +8,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use tensact_runtime::Tensor;
-use tensact_runtime::device::{ExpertStage, FirstStep, Followed, SliceError, StepInput};
-use tensact_runtime::model::flow::Step;
+use tensact_runtime::device::{ExpertStage, FirstStep, Followed, SliceError};
 use tensact_runtime::model::{KeyValue, KvCache};
 
 use super::Work;
+use super::step::{At, CacheLayer, Member, StepWork, begin, run};
 use crate::chip::{Rank, Turn};
 use crate::edge::{Inbox, Port};
-use crate::seat::{Content, Parcel, Seat, Share, StageFault, Way};
+use crate::seat::{Parcel, Seat, Share, StageFault, Way};
 use crate::ticket::{AttemptId, Ticket};
-
-/// Keys and values of one layer of a request.
-pub(crate) struct CacheLayer {
-    pub(crate) ticket: Arc<Ticket>,
-    pub(crate) layer: usize,
-    pub(crate) entry: KeyValue,
-}
-
-/// A request at a step, on its way through the ring.
-pub(crate) struct StepWork {
-    pub(crate) ticket: Arc<Ticket>,
-    pub(crate) at: At,
-}
-
-/// Where a request stands.
-pub(crate) struct At {
-    step: Step,
-    /// Noisy actions `[horizon, action_dim]`.
-    x: Tensor,
-    /// What the slice takes, if not the actions themselves.
-    hidden: Option<Tensor>,
-    /// π0's state or state token, before it is in the cache of the slice.
-    state: Option<Tensor>,
-}
-
-impl At {
-    fn input(&self) -> &Tensor {
-        self.hidden.as_ref().unwrap_or(&self.x)
-    }
-}
-
-impl Content for CacheLayer {
-    fn ticket(&self) -> &Ticket {
-        &self.ticket
-    }
-}
-
-impl Content for StepWork {
-    fn ticket(&self) -> &Ticket {
-        &self.ticket
-    }
-}
 
 /// What an expert slice is made of.
 #[derive(Clone)]
@@ -284,7 +242,7 @@ impl Denoise {
     async fn step(&mut self, turn: &mut Option<Turn>, batch: Vec<Held>) -> Result<(), StageFault> {
         let cameras = batch.iter().map(|held| held.ticket.cameras()).max().unwrap_or(0);
         let tickets = self.at_work.clone();
-        let mut members: Vec<Member> = batch.into_iter().filter_map(Member::new).collect();
+        let mut members: Vec<Member> = batch.into_iter().filter_map(Held::into_member).collect();
         let device = &*self.args.device;
         let outputs = match turn.as_ref() {
             Some(held) => {
@@ -341,54 +299,16 @@ impl Denoise {
     }
 }
 
-/// A member of a batch.
-struct Member {
-    ticket: Arc<Ticket>,
-    cache: KvCache,
-    at: At,
-}
-
-impl Member {
-    fn new(held: Held) -> Option<Self> {
-        match held {
+impl Held {
+    /// As a member of a batch, when it waits for a step over a complete cache.
+    fn into_member(self) -> Option<Member> {
+        match self {
             Held { ticket, cache: Cache::Complete(cache), due: Some((_, at)) } => {
-                Some(Self { ticket, cache, at })
+                Some(Member { ticket, cache, at })
             }
             _ => None,
         }
     }
-}
-
-/// Where a request begins: at noise, with its state still to be cached.
-fn begin(ticket: &Ticket, has_state: bool) -> At {
-    let sample = &ticket.sample;
-    let state = has_state.then(|| {
-        let state = sample.input.state.clone();
-        Tensor::new([1, state.len()], state).expect("one row of so many values")
-    });
-    let step = sample.steps.iter().next().expect("there is at least one step");
-    At { step, x: sample.noise.clone(), hidden: None, state }
-}
-
-/// State tokens of those that join, then the step of all.
-fn run(device: &dyn ExpertStage, members: &mut [Member]) -> Result<Vec<Tensor>, SliceError> {
-    let mut joining: Vec<&mut Member> =
-        members.iter_mut().filter(|member| member.at.state.is_some()).collect();
-    let states: Vec<Tensor> = joining.iter_mut().filter_map(|member| member.at.state.take()).collect();
-    if let Some(states) = Tensor::join_rows(&states) {
-        let mut caches: Vec<&mut KvCache> = joining.iter_mut().map(|member| &mut member.cache).collect();
-        if let Some(tokens) = device.cache_state(&states, &mut caches)? {
-            for (member, row) in joining.into_iter().zip(0..) {
-                let token = Tensor::new([1, tokens.width()], tokens.row(row).to_vec());
-                member.at.state = Some(token.expect("one row of the tensor's width"));
-            }
-        }
-    }
-    let inputs: Vec<StepInput<'_>> = members
-        .iter()
-        .map(|Member { cache, at, .. }| StepInput { x: at.input(), step: at.step, cache })
-        .collect();
-    device.step(&inputs)
 }
 
 impl Work for Denoise {

@@ -10,6 +10,7 @@
 
 mod denoise;
 mod prefix;
+mod step;
 mod vision;
 
 use std::collections::VecDeque;
@@ -22,8 +23,9 @@ use kameo::mailbox::{MailboxReceiver, Signal};
 use kameo::message::{Context, Message};
 use tokio::sync::watch;
 
-pub(crate) use denoise::{CacheLayer, Denoise, DenoiseArgs, StepWork};
+pub(crate) use denoise::{Denoise, DenoiseArgs};
 pub(crate) use prefix::{Prefix, PrefixArgs, Prefixed, PrefixedContent};
+pub(crate) use step::{CacheLayer, StepWork};
 pub(crate) use vision::{Image, Images, Vision, VisionArgs, VisionNext, grouped};
 
 use crate::scheduler::StageFailed;
