@@ -335,7 +335,7 @@ fn every_request_ends_once_with_its_own_result_whatever_else_fails() {
     weather(50..100, 500);
 }
 
-/// `cargo test --release -p tensact a_million -- --ignored` takes about half an hour.
+/// `cargo test --release -p tensact a_million -- --ignored` runs it.
 #[test]
 #[ignore = "a million requests"]
 fn a_million_requests_end_once_with_their_own_results() {
