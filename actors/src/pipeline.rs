@@ -12,7 +12,7 @@ use tensact_runtime::policy::Sample;
 use tensact_runtime::preprocess::statistics::Source;
 use tensact_runtime::preprocess::{Prepared, Preprocessor, Warning};
 use tensact_topology::ModelSizes;
-use tensact_topology::deployment::{Batching, Deployment};
+use tensact_topology::deployment::Deployment;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::clock::Clock;
@@ -127,12 +127,11 @@ impl Pipeline {
         let Deployment { batching, admission, deadlines, .. } = deployment;
         let loaded = tokio::task::spawn_blocking(move || load(&deployment)).await;
         let loaded = loaded.map_err(|_| StartError::Interrupted)??;
-        let Batching { max_requests, max_in_flight } = batching;
         let engine = Engine::start(Blueprint {
             board: Arc::new(loaded.board),
             sizes: loaded.sizes,
             placement: loaded.placement,
-            limits: Limits { queue: admission.queue, max_in_flight, max_requests },
+            limits: Limits::new(batching, admission),
             devices: loaded.devices,
             clock: Clock::real(),
             log: None,

@@ -280,19 +280,11 @@ impl EdgeCosts {
         let Self { base, edge, known } = self;
         known.get_or((images, tokens), || {
             let [from, to] = [edge.from, edge.to].map(|place| &base.pipeline.slices[place]);
-            let request = RequestShape { cameras: images, prompt_tokens: tokens, steps: 1, batch: 1 };
-            let model = base.model(request);
-            let cost = model.edge(&base.pipeline, edge);
-            let bytes = match edge.payload {
-                Payload::ImageTokens => {
-                    2 * (images * base.sizes.vision.patches() * base.sizes.vlm.width) as u64
-                }
-                Payload::Hidden if from.stage == StageKind::Vision => {
-                    2 * (images * base.sizes.vision.patches() * base.sizes.vision.width) as u64
-                }
-                _ => cost.bytes,
-            };
-            Duration::from_secs_f64(model.transfer_ms(cost.route, from, to, bytes) / 1e3)
+            // The model deals the cameras out to the chips of one end: so many make `images` on one chip.
+            let dealt = if edge.payload == Payload::ImageTokens { from } else { to };
+            let cameras = images * dealt.camera_chips();
+            let request = RequestShape { cameras, prompt_tokens: tokens, steps: 1, batch: 1 };
+            Duration::from_secs_f64(base.model(request).edge(&base.pipeline, edge).transfer_ms / 1e3)
         })
     }
 }

@@ -92,6 +92,11 @@ impl Slice {
         }
     }
 
+    /// Chips that the cameras of a request are dealt out to: 1 where they are not.
+    pub fn camera_chips(&self) -> usize {
+        if self.split == Split::Cameras { self.chips.len().max(1) } else { 1 }
+    }
+
     /// The same slice shared by several chips.
     pub fn shared(self, chips: Vec<ChipId>, split: Split) -> Self {
         Self { chips, split, ..self }

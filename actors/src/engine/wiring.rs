@@ -7,9 +7,7 @@ use std::time::Duration;
 use kameo::actor::{ActorRef, Spawn};
 use kameo::mailbox;
 use kameo::supervision::RestartPolicy;
-use tensact_topology::{
-    Arch, Calibration, ChipId, DeviceKind, Payload, Pipeline, Slice, Split, StageKind, Variant,
-};
+use tensact_topology::{Arch, Calibration, ChipId, DeviceKind, Payload, Pipeline, Split, StageKind, Variant};
 
 use super::Blueprint;
 use crate::chip::{Chip, Chips};
@@ -78,10 +76,7 @@ impl<'a> Wiring<'a> {
         for edge in pipeline.edges() {
             let (from, to) = (&pipeline.slices[edge.from], &pipeline.slices[edge.to]);
             // As many messages as a request may come in: one for each chip that cameras are dealt out to.
-            let parts = |slice: &Slice| {
-                if slice.split == Split::Cameras { slice.chips.len() } else { 1 }
-            };
-            let groups = parts(from).max(parts(to));
+            let groups = from.camera_chips().max(to.camera_chips());
             match edge.payload {
                 Payload::Hidden if from.stage == StageKind::Vision => {
                     let ends = self.ends(edge, to.queue * requests * groups);
@@ -114,11 +109,7 @@ impl<'a> Wiring<'a> {
     /// Starts the actors of all slices.
     pub(super) async fn spawn(mut self, scheduler: &ActorRef<Scheduler>) -> (Entry, Sweeper) {
         let pipeline = Arc::clone(&self.costs.pipeline);
-        let first = &pipeline.slices[0];
-        let shares = |slice: &Slice| {
-            if slice.split == Split::Cameras { slice.chips.len() } else { 1 }
-        };
-        let chips = shares(first);
+        let chips = pipeline.slices[0].camera_chips();
         let (outbox, port) = edge(self.blueprint.limits.max_in_flight * chips);
         self.images.insert(0, Ends { way: Way { outbox: outbox.clone(), costs: None }, port });
         let mut sweeps: Vec<Box<dyn Fn() + Send + Sync>> = Vec::new();
@@ -194,10 +185,7 @@ impl<'a> Wiring<'a> {
         let Some(Ends { port, .. }) = self.images.get(&place) else { return Vec::new() };
         let next = pipeline.slices.get(place + 1);
         let next = match (next, self.images.get(&(place + 1)), self.prefixed.get(&(place + 1))) {
-            (Some(next), Some(ends), _) => {
-                let chips = if next.split == Split::Cameras { next.chips.len() } else { 1 };
-                VisionNext::Vision(ends.way.clone(), chips)
-            }
+            (Some(next), Some(ends), _) => VisionNext::Vision(ends.way.clone(), next.camera_chips()),
             (_, _, Some(ends)) => VisionNext::Prefix(ends.way.clone()),
             _ => return Vec::new(),
         };

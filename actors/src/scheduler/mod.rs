@@ -25,6 +25,7 @@ use kameo::error::{ActorStopReason, Infallible};
 use kameo::mailbox::{MailboxReceiver, Signal};
 use tensact_runtime::Tensor;
 use tensact_runtime::policy::Sample;
+use tensact_topology::deployment::{Admission, Batching};
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Moment};
@@ -60,6 +61,14 @@ pub(crate) struct Limits {
     pub(crate) max_in_flight: usize,
     /// Requests in one pass.
     pub(crate) max_requests: usize,
+}
+
+impl Limits {
+    /// Those that a deployment file names.
+    pub(crate) fn new(batching: Batching, admission: Admission) -> Self {
+        let Batching { max_requests, max_in_flight } = batching;
+        Self { queue: admission.queue, max_in_flight, max_requests }
+    }
 }
 
 /// Requests without a deadline are not put off for ever by those that have one.

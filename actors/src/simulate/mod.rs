@@ -140,12 +140,11 @@ impl Simulation {
 
     /// What is started; within a runtime whose clock is paused.
     pub(crate) fn blueprint(&self, faults: &PlannedFaults, devices: Devices, log: Option<Log>) -> Blueprint {
-        let Batching { max_requests, max_in_flight } = self.batching;
         Blueprint {
             board: Arc::clone(&self.board),
             sizes: self.sizes,
             placement: self.placement.clone(),
-            limits: Limits { queue: self.admission.queue, max_in_flight, max_requests },
+            limits: Limits::new(self.batching, self.admission),
             devices,
             clock: Clock::simulated(),
             log,

@@ -129,8 +129,7 @@ impl Prefix {
         entries: Vec<KeyValue>,
     ) -> Result<(), StageFault> {
         let PrefixArgs { seat, caches, .. } = &mut self.args;
-        let Some((_, way)) = caches.iter_mut().find(|(layers, _)| layers.iter().any(|own| own == layer))
-        else {
+        let Some((_, way)) = caches.iter_mut().find(|(layers, _)| layers.contains(layer)) else {
             return Err(seat.fault(format!("no expert slice holds layer {layer}")));
         };
         for (ticket, entry) in batch.iter().zip(entries) {

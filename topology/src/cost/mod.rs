@@ -315,12 +315,12 @@ impl<'a> CostModel<'a> {
         // Activations travel as bf16.
         match edge.payload {
             Payload::Hidden if from.stage == StageKind::Vision => {
-                let shared = if to.split == Split::Cameras { to.chips.len().max(1) as u64 } else { 1 };
+                let shared = to.camera_chips() as u64;
                 (2 * batch * image_rows * sizes.vision.width as u64 / shared, 1)
             }
             Payload::Hidden => (2 * batch * (self.request.prefix_tokens(sizes) * sizes.vlm.width) as u64, 1),
             Payload::ImageTokens => {
-                let shared = if from.split == Split::Cameras { from.chips.len().max(1) as u64 } else { 1 };
+                let shared = from.camera_chips() as u64;
                 (2 * batch * image_rows * sizes.vlm.width as u64 / shared, 1)
             }
             Payload::Cache => {

@@ -158,8 +158,7 @@ pub fn slice_work(sizes: &ModelSizes, slice: &Slice, request: &RequestShape, sav
     let layers = slice.layers;
     match slice.stage {
         StageKind::Vision => {
-            let chips = if slice.split == Split::Cameras { slice.chips.len().max(1) } else { 1 };
-            let images = (request.cameras * request.batch).div_ceil(chips);
+            let images = (request.cameras * request.batch).div_ceil(slice.camera_chips());
             Work { once: vision_ops(sizes, layers, images as u64), each_step: Vec::new() }
         }
         StageKind::Prefix => {
