@@ -216,7 +216,7 @@ impl Pipeline {
 
     /// Drains for at most `grace`, refuses what is left, and stops all actors; takes no longer than twice the grace. A
     /// device that is in the middle of a computation ends on its own.
-    pub async fn shutdown(self, grace: Duration) {
+    pub async fn shutdown(&self, grace: Duration) {
         self.engine.shut_down(grace).await;
     }
 }

@@ -42,6 +42,8 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// Which robot.
     pub profile: ProfileChoice,
+    /// The instruction of observations without one, if not the profile's.
+    pub default_prompt: Option<String>,
     /// Tokenizer file or folder, if not in the checkpoint's folder.
     pub tokenizer: Option<PathBuf>,
     /// Which of the checkpoint's statistics, where `assets/` has several.
@@ -160,10 +162,13 @@ pub fn locate(deployment: &Deployment) -> Option<PathBuf> {
 
 fn preprocessor(checkpoint: &Checkpoint, options: &Options) -> Result<(Preprocessor, Source), StartError> {
     let sizes = *checkpoint.sizes();
-    let profile = match &options.profile {
+    let mut profile = match &options.profile {
         ProfileChoice::Named(name) => Profile::named(name)?,
         ProfileChoice::File(path) => Profile::open(path)?,
     };
+    if options.default_prompt.is_some() {
+        profile.prompt.default.clone_from(&options.default_prompt);
+    }
     let tokenizer = options.tokenizer.as_deref().unwrap_or_else(|| checkpoint.folder());
     let tokenizer = Tokenizer::open(tokenizer, sizes.vocab)?;
     let statistics = statistics(checkpoint, options.asset.as_deref())?;

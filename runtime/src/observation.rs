@@ -73,6 +73,16 @@ pub enum ImageError {
         /// Values given.
         values: usize,
     },
+    /// More pixels than are wanted.
+    #[error("an image of {height}x{width} pixels; at most {most} pixels are taken")]
+    Pixels {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+        /// Most pixels.
+        most: usize,
+    },
     /// A float outside [0, 1].
     #[error("a float image must hold values in [0, 1], but holds {value}; send u8, or divide by 255")]
     Range {
@@ -142,6 +152,14 @@ impl Image {
     /// # Errors
     /// When the bytes are neither, are damaged, or hold an image that is too large.
     pub fn decode(bytes: &[u8]) -> Result<Self, ImageError> {
+        Self::decode_within(bytes, MAX_SIDE * MAX_SIDE)
+    }
+
+    /// Decodes a PNG or JPEG file of at most so many pixels; a larger one is refused by its header.
+    ///
+    /// # Errors
+    /// As [`Image::decode`].
+    pub fn decode_within(bytes: &[u8], pixels: usize) -> Result<Self, ImageError> {
         let mut reader =
             ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(image::ImageError::IoError)?;
         let mut limits = Limits::default();
@@ -152,6 +170,9 @@ impl Image {
         let decoder = reader.into_decoder()?;
         let (width, height) = decoder.dimensions();
         let (width, height) = (width as usize, height as usize);
+        if width.saturating_mul(height) > pixels {
+            return Err(ImageError::Pixels { height, width, most: pixels });
+        }
         if decoder.total_bytes() > bytes.len().saturating_mul(MOST_EXPANSION) as u64 {
             return Err(ImageError::Truncated { height, width, bytes: bytes.len() });
         }
@@ -266,6 +287,14 @@ mod tests {
         let sum = crc32(&bytes[12..29]);
         bytes[29..33].copy_from_slice(&sum.to_be_bytes());
         assert!(matches!(Image::decode(&bytes), Err(ImageError::Truncated { .. })));
+    }
+
+    #[test]
+    fn too_many_pixels_are_refused_by_the_header() {
+        let bytes = png(3, 4);
+        assert!(Image::decode_within(&bytes, 12).is_ok());
+        let refused = Image::decode_within(&bytes, 11);
+        assert!(matches!(refused, Err(ImageError::Pixels { height: 3, width: 4, most: 11 })));
     }
 
     fn crc32(bytes: &[u8]) -> u32 {

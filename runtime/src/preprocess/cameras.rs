@@ -70,6 +70,17 @@ impl Cameras {
         }
     }
 
+    /// Key and name of every camera that the robot has.
+    pub(super) fn fed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.cameras
+            .iter()
+            .filter_map(|camera| Some((camera.source.as_ref()?.key.as_str(), camera.name.as_str())))
+    }
+
+    pub(super) fn ignores(&self, name: &str) -> bool {
+        self.ignored.iter().any(|known| short_camera(known) == short_camera(name))
+    }
+
     /// The camera of an image: the robot's key, else the model's name, else its short name.
     fn position(&self, name: &str) -> Option<usize> {
         let short = short_camera(name);
@@ -102,7 +113,7 @@ impl Cameras {
                         camera: self.cameras[at].name.clone(),
                     }),
                 },
-                None if self.ignored.iter().any(|known| short_camera(known) == short_camera(key)) => {}
+                None if self.ignores(key) => {}
                 None => warnings.push(Warning::ImageIgnored { key: key.clone() }),
             }
         }

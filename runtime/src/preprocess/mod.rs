@@ -163,6 +163,16 @@ impl Preprocessor {
         self.cameras.named(name)
     }
 
+    /// The robot's cameras that the policy sees: the robot's key of each and the checkpoint's name for it.
+    pub fn cameras(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.cameras.fed()
+    }
+
+    /// Whether the robot may send an image of this name that the policy does not see.
+    pub fn ignores(&self, name: &str) -> bool {
+        self.cameras.ignores(name)
+    }
+
     /// Puts the state together from its parts, which `part` finds by their keys.
     ///
     /// # Errors
@@ -313,7 +323,7 @@ impl Preprocessor {
     }
 
     /// Least and most values a state may have.
-    fn state_bounds(&self) -> (usize, usize) {
+    pub fn state_bounds(&self) -> (usize, usize) {
         let scaled = self.statistics.state.dims();
         match (self.profile.state_dims(), &self.statistics.source) {
             (Some(dims), _) => (dims, dims),

@@ -125,6 +125,7 @@ impl Infer {
             },
             tokenizer: self.tokenizer.clone(),
             asset: self.asset_id.clone(),
+            ..Options::default()
         };
         let runtime = runtime()?;
         let pipeline = runtime.block_on(Pipeline::host(checkpoint, &options)).map_err(told)?;

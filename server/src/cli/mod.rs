@@ -14,6 +14,8 @@ mod output;
 mod plan;
 mod policy_sizes;
 mod progress;
+
+mod serve;
 mod simulate;
 mod synth;
 mod table;
@@ -49,6 +51,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Check(check::Check),
     Simulate(simulate::Simulate),
+    Serve(serve::Serve),
 }
 
 impl Cli {
@@ -64,6 +67,7 @@ impl Cli {
             Command::Plan(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Simulate(command) => command.run(),
+            Command::Serve(command) => command.run(),
         }
     }
 }

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub use array::{Array, ArrayError, Dtype};
+pub(crate) use read::shortened;
 pub use read::{DEPTH_MAX, VALUES_MAX, WireError, read_json, read_msgpack};
 pub use write::write_msgpack;
 

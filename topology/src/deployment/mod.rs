@@ -8,7 +8,7 @@ mod chips;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
@@ -113,6 +113,11 @@ struct File {
     admission: Admission,
     #[serde(default)]
     deadlines: Deadlines,
+    /// Who is served, and how, is read by the server: see [`Deployment::tables`].
+    #[serde(rename = "robot")]
+    _robot: Option<IgnoredAny>,
+    #[serde(rename = "server")]
+    _server: Option<IgnoredAny>,
     pipeline: Vec<Spanned<PipelineEntry>>,
 }
 
@@ -236,6 +241,15 @@ impl Deployment {
             request: file.request,
             pipelines,
         })
+    }
+
+    /// The file once more, as a type that holds what placement has no use for: the tables `[robot]` and `[server]`.
+    ///
+    /// # Errors
+    /// When these tables are wrong; the error names line and column.
+    pub fn tables<T: DeserializeOwned>(&self) -> Result<T, Box<SourceError>> {
+        toml::from_str(&self.text)
+            .map_err(|error| self.error_at(error.span().unwrap_or(0..0), error.message().to_owned()))
     }
 
     /// Name of the file.

@@ -1,0 +1,108 @@
+//! The HTTP side of the port: health, metadata, single requests, and the way up to a websocket.
+
+mod actions;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{DefaultBodyLimit, FromRequestParts as _, Request, State};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use serde_json::{Value as Json, json};
+
+use crate::listen::Admission;
+use crate::openpi::session;
+use crate::serving::Serving;
+
+/// What the HTTP side offers, for programs that write clients.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// Where no key is asked for: probes do not have one.
+const OPEN: [&str; 3] = ["/healthz", "/readyz", "/openapi.json"];
+
+/// Everything that the port answers.
+pub(crate) fn router(serving: &Arc<Serving>) -> Router {
+    Router::new()
+        .route("/healthz", get("OK\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(([(CONTENT_TYPE, "application/json")], OPENAPI)))
+        .route("/v1/metadata", get(metadata))
+        .route("/v1/actions", post(actions::actions))
+        .fallback(websocket)
+        .layer(DefaultBodyLimit::max(serving.config.server.limits.message_bytes))
+        .layer(from_fn_with_state(Arc::clone(serving), admit))
+        .with_state(Arc::clone(serving))
+}
+
+/// An error as HTTP clients get it.
+pub(super) fn refuse(status: StatusCode, kind: &str, message: &str) -> Response {
+    let body = json!({ "error": { "kind": kind, "message": message } });
+    (status, axum::Json(body)).into_response()
+}
+
+/// Lets in who may come in.
+async fn admit(State(serving): State<Arc<Serving>>, request: Request, next: Next) -> Response {
+    if let Some(Admission::Refused(reason)) = request.extensions().get::<Admission>() {
+        let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", reason);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
+    if OPEN.contains(&request.uri().path()) || serving.keys.admits(request.headers()) {
+        return next.run(request).await;
+    }
+    let message = "no API key that is known: send the header `Authorization: Api-Key KEY`";
+    let mut response = refuse(StatusCode::UNAUTHORIZED, "unauthorized", message);
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Api-Key"));
+    response
+}
+
+async fn ready(State(serving): State<Arc<Serving>>) -> Response {
+    match serving.unready().await {
+        None => "ready\n".into_response(),
+        Some(reason) => refuse(StatusCode::SERVICE_UNAVAILABLE, "not_ready", &reason),
+    }
+}
+
+async fn metrics(State(serving): State<Arc<Serving>>) -> ([(HeaderName, &'static str); 1], String) {
+    let stats = match serving.policy() {
+        Some(policy) => Some(policy.pipeline.stats().await),
+        None => None,
+    };
+    let text = serving.metrics.text(stats.as_ref());
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+}
+
+async fn metadata(State(serving): State<Arc<Serving>>) -> Response {
+    match serving.policy() {
+        Some(policy) => {
+            let mut description = policy.description.clone();
+            if let Json::Object(map) = &mut description {
+                let metadata = serde_json::to_value(&serving.config.server.metadata).unwrap_or_default();
+                map.insert("metadata".into(), metadata);
+            }
+            axum::Json(description).into_response()
+        }
+        None => refuse(StatusCode::SERVICE_UNAVAILABLE, "loading", "the weights are still being loaded"),
+    }
+}
+
+/// A websocket, which robots open on any path.
+async fn websocket(State(serving): State<Arc<Serving>>, request: Request) -> Response {
+    let (mut parts, _) = request.into_parts();
+    let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &serving).await else {
+        let message = format!("nothing is at {}: robots connect by websocket", parts.uri.path());
+        return refuse(StatusCode::NOT_FOUND, "not_found", &message);
+    };
+    let most = serving.config.server.limits.message_bytes;
+    // Counted from here on, so that the server waits for it when it stops.
+    let token = serving.tasks.token();
+    upgrade.max_message_size(most).max_frame_size(most).on_upgrade(async move |socket| {
+        session(socket, serving).await;
+        drop(token);
+    })
+}

@@ -1,0 +1,363 @@
+//! From a robot's message to an observation and what it asks for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use tensact::Start;
+use tensact::runtime::Tensor;
+use tensact::runtime::model::flow::{Steps, WeightSchedule};
+use tensact::runtime::observation::{Image, Layout, Observation};
+use tensact::runtime::preprocess::Preprocessor;
+use tensact::topology::ModelSizes;
+
+use crate::wire::{Array, Map, Value, shortened};
+
+/// Longest name of a robot or a request, in bytes.
+const NAME_MAX: usize = 256;
+
+/// Longest deadline, a day.
+const DEADLINE_MAX_MS: f64 = 86_400_000.0;
+
+/// Largest guidance weight unless a robot names another; LeRobot's default.
+const MAX_GUIDANCE_WEIGHT: f32 = 10.0;
+
+/// What a robot's message asks for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Asked {
+    /// What the robot sees.
+    pub observation: Observation,
+    /// Seed or noise.
+    pub start: Start,
+    /// Denoising steps.
+    pub steps: Option<Steps>,
+    /// Time to answer, from the arrival of the message on.
+    pub deadline: Option<Duration>,
+    /// The robot's name.
+    pub robot: Option<Arc<str>>,
+    /// Real-time chunking.
+    pub rtc: Option<Rtc>,
+    /// Given back with the answer.
+    pub request_id: Option<String>,
+    /// Keys that mean nothing here.
+    pub unknown: Vec<String>,
+}
+
+/// Real-time chunking, as a robot asks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rtc {
+    /// What is still being executed.
+    pub previous: Previous,
+    /// Actions that will be executed while the answer is computed.
+    pub delay: Option<usize>,
+    /// Actions that will be executed before the next chunk takes over.
+    pub execution_horizon: Option<usize>,
+    /// How the weight of the previous chunk falls.
+    pub schedule: WeightSchedule,
+    /// Largest guidance weight.
+    pub max_weight: f32,
+}
+
+/// What is still being executed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Previous {
+    /// Actions that the robot has not executed yet, `[≤ horizon, robot dims]`.
+    Sent(Tensor),
+    /// What the last answer holds behind so many executed actions.
+    Remembered {
+        /// Executed actions of it.
+        executed: usize,
+    },
+}
+
+impl Rtc {
+    /// Whether it relies on what the server remembers.
+    pub fn is_remembered(&self) -> bool {
+        matches!(self.previous, Previous::Remembered { .. })
+    }
+}
+
+/// Everything that is wrong with a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct BadObservation(pub Vec<String>);
+
+/// Reads messages for one robot and policy.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'p> {
+    /// Knows the robot's keys.
+    pub preprocessor: &'p Preprocessor,
+    /// The policy's sizes.
+    pub sizes: &'p ModelSizes,
+    /// Most pixels of an image.
+    pub image_pixels: usize,
+}
+
+/// A message while it is read.
+#[derive(Default)]
+struct Reading {
+    asked: Asked,
+    state: BTreeMap<String, Vec<f32>>,
+    /// Place of the prompt's key among those that are read, and the prompt.
+    prompt: Option<(usize, String)>,
+    problems: Vec<String>,
+}
+
+impl Reading {
+    /// Keeps a value, or what is wrong with it.
+    fn keep<T>(&mut self, key: &str, read: Result<T, String>) -> Option<T> {
+        read.map_err(|reason| self.problems.push(format!("`{}`: {reason}", shortened(key)))).ok()
+    }
+}
+
+impl Reader<'_> {
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// Names everything that is wrong with it at once, by key.
+    pub fn read(&self, message: Value<'_>) -> Result<Asked, BadObservation> {
+        let Value::Map(map) = message else {
+            return Err(BadObservation(vec![format!(
+                "expected a map of an observation, not {}",
+                message.kind()
+            )]));
+        };
+        let mut reading = Reading::default();
+        self.entries("", map, &mut reading);
+        let Reading { mut asked, state, prompt, mut problems } = reading;
+        asked.observation.prompt = prompt.map(|(_, text)| text);
+        // A part that could not be read has been named already.
+        if problems.is_empty() {
+            match self.preprocessor.join_state(|key| state.get(key).cloned()) {
+                Ok(state) => asked.observation.state = state,
+                Err(error) => problems.extend(error.problems.iter().map(ToString::to_string)),
+            }
+        }
+        if problems.is_empty() { Ok(asked) } else { Err(BadObservation(problems)) }
+    }
+
+    /// All entries of a map, and of the maps in it: `images: {top: …}` is `images/top`.
+    fn entries(&self, within: &str, map: Map<'_>, reading: &mut Reading) {
+        for (key, value) in map {
+            let key = format!("{within}{key}");
+            match value {
+                Value::Map(inner) if key == "rtc" => {
+                    let rtc = rtc(inner);
+                    reading.asked.rtc = reading.keep(&key, rtc).or(reading.asked.rtc.take());
+                }
+                Value::Map(inner) => self.entries(&format!("{key}/"), inner, reading),
+                value if !option(&key, &value, self.sizes, reading) => self.part(key, value, reading),
+                _ => {}
+            }
+        }
+    }
+
+    /// A part of the observation itself.
+    fn part(&self, key: String, value: Value<'_>, reading: &mut Reading) {
+        let profile = self.preprocessor.profile();
+        let prompt = profile.prompt.keys.iter().position(|known| *known == key);
+        if let Some(place) = prompt {
+            let text = reading.keep(&key, text(&value));
+            let sooner = reading.prompt.as_ref().is_none_or(|(other, _)| place < *other);
+            if let Some(text) = text.filter(|_| sooner) {
+                reading.prompt = Some((place, text));
+            }
+        } else if profile.state.iter().flat_map(|part| &part.keys).any(|known| *known == key) {
+            if let Some(values) = reading.keep(&key, vector(&value)) {
+                reading.state.insert(key, values);
+            }
+        } else if self.preprocessor.camera(&key).is_ok() {
+            if let Some(image) = reading.keep(&key, self.image(value)) {
+                reading.asked.observation.images.insert(key, image);
+            }
+        } else if !self.preprocessor.ignores(&key) {
+            reading.asked.unknown.push(shortened(&key));
+        }
+    }
+
+    /// Values in [0, 1] or bytes, as HWC or CHW; or a PNG or JPEG file, in text as base64.
+    fn image(&self, value: Value<'_>) -> Result<Image, String> {
+        let file =
+            |bytes: &[u8]| Image::decode_within(bytes, self.image_pixels).map_err(|error| error.to_string());
+        match value {
+            Value::Array(array) => self.pixels(array),
+            Value::Bytes(bytes) => file(&bytes),
+            Value::Text(text) => {
+                let data = match text.strip_prefix("data:").and_then(|url| url.split_once(";base64,")) {
+                    Some((_, data)) => data,
+                    None => &text,
+                };
+                let bytes = BASE64_STANDARD.decode(data).map_err(|error| format!("no base64: {error}"))?;
+                file(&bytes)
+            }
+            other => Err(format!("expected an image, not {}", other.kind())),
+        }
+    }
+
+    fn pixels(&self, array: Array<'_>) -> Result<Image, String> {
+        // As openpi's policies read it: planes if there are three, else pixels.
+        let (layout, height, width) = match *array.shape() {
+            [3, height, width] => (Layout::Chw, height, width),
+            [height, width, 3] => (Layout::Hwc, height, width),
+            _ => return Err(format!("expected [height, width, 3] or [3, height, width], not {array}")),
+        };
+        if height.saturating_mul(width) > self.image_pixels {
+            let most = self.image_pixels;
+            return Err(format!("an image of {height}x{width} pixels; at most {most} pixels are taken"));
+        }
+        let image = if array.dtype().is_float() {
+            Image::from_f32(layout, height, width, array.to_f32())
+        } else {
+            let dtype = array.dtype();
+            let bytes = array.into_u8().ok_or_else(|| {
+                format!("expected bytes (|u1) or floats in [0, 1], not an image of dtype {dtype}")
+            })?;
+            Image::from_u8(layout, height, width, bytes)
+        };
+        image.map_err(|error| error.to_string())
+    }
+}
+
+/// Reads one of the optional keys; false if it is none.
+fn option(key: &str, value: &Value<'_>, sizes: &ModelSizes, reading: &mut Reading) -> bool {
+    match key {
+        "seed" => {
+            if let Some(seed) = reading.keep(key, whole(value)) {
+                // Noise says more than a seed.
+                if matches!(reading.asked.start, Start::Seed(_)) {
+                    reading.asked.start = Start::Seed(seed);
+                }
+            }
+        }
+        "noise" => {
+            let shape = [sizes.horizon, sizes.action_dim];
+            let noise = rows(value).and_then(|noise| match noise.shape() == shape {
+                true => Ok(noise),
+                false => Err(format!("expected {shape:?} numbers, not {:?}", noise.shape())),
+            });
+            if let Some(noise) = reading.keep(key, noise) {
+                reading.asked.start = Start::Noise(noise);
+            }
+        }
+        "num_steps" => {
+            let steps = whole(value).and_then(|count| {
+                Steps::new(usize::try_from(count).unwrap_or(usize::MAX)).map_err(|error| error.to_string())
+            });
+            reading.asked.steps = reading.keep(key, steps);
+        }
+        "deadline_ms" => reading.asked.deadline = reading.keep(key, milliseconds(value)),
+        "robot_id" => reading.asked.robot = reading.keep(key, name(value)).map(Arc::from),
+        "request_id" => reading.asked.request_id = reading.keep(key, name(value)),
+        "rtc" => {
+            if !matches!(value, Value::Nil) {
+                reading.keep::<()>(key, Err(format!("expected a map, not {}", value.kind())));
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+fn rtc(mut map: Map<'_>) -> Result<Rtc, String> {
+    let mut take = |key: &str| map.remove(key).filter(|value| *value != Value::Nil);
+    let count = |key: &str, value: Option<Value<'_>>| {
+        value
+            .map(|value| whole(&value).map(|count| usize::try_from(count).unwrap_or(usize::MAX)))
+            .transpose()
+            .map_err(|reason| format!("`{key}`: {reason}"))
+    };
+    let delay = count("inference_delay", take("inference_delay"))?;
+    let previous = match (take("prev_chunk"), count("executed", take("executed"))?) {
+        (Some(previous), None) => {
+            if delay.is_none() {
+                return Err(
+                    "`inference_delay` is missing: the actions executed while an answer is computed".into()
+                );
+            }
+            Previous::Sent(rows(&previous).map_err(|reason| format!("`prev_chunk`: {reason}"))?)
+        }
+        (None, Some(executed)) => Previous::Remembered { executed },
+        _ => return Err("expected either `prev_chunk` or `executed`".into()),
+    };
+    let schedule = match take("prefix_attention_schedule") {
+        None => WeightSchedule::default(),
+        Some(value) => schedule(&value).map_err(|reason| format!("`prefix_attention_schedule`: {reason}"))?,
+    };
+    let max_weight = match take("max_guidance_weight") {
+        None => MAX_GUIDANCE_WEIGHT,
+        Some(value) => value
+            .number()
+            .map(|weight| weight as f32)
+            .filter(|weight| *weight > 0.0 && weight.is_finite())
+            .ok_or("`max_guidance_weight`: expected a number above 0")?,
+    };
+    let execution_horizon = count("execution_horizon", take("execution_horizon"))?;
+    Ok(Rtc { previous, delay, execution_horizon, schedule, max_weight })
+}
+
+fn schedule(value: &Value<'_>) -> Result<WeightSchedule, String> {
+    let name = text(value)?.to_ascii_lowercase();
+    Ok(match name.as_str() {
+        "linear" => WeightSchedule::Linear,
+        "exp" => WeightSchedule::Exp,
+        "ones" => WeightSchedule::Ones,
+        "zeros" => WeightSchedule::Zeros,
+        _ => return Err("expected linear, exp, ones or zeros".into()),
+    })
+}
+
+fn text(value: &Value<'_>) -> Result<String, String> {
+    match value {
+        Value::Text(text) => Ok(text.clone().into_owned()),
+        Value::Bytes(bytes) => {
+            std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| "bytes that are not UTF-8 text".into())
+        }
+        other => Err(format!("expected text, not {}", other.kind())),
+    }
+}
+
+fn name(value: &Value<'_>) -> Result<String, String> {
+    let text = text(value)?;
+    match text.len() {
+        1..=NAME_MAX => Ok(text),
+        length => Err(format!("a name of {length} bytes: expected 1 to {NAME_MAX}")),
+    }
+}
+
+fn whole(value: &Value<'_>) -> Result<u64, String> {
+    value.whole().ok_or_else(|| match value.number() {
+        Some(number) => format!("expected a whole number from 0 on, not {number}"),
+        None => format!("expected a whole number, not {}", value.kind()),
+    })
+}
+
+fn milliseconds(value: &Value<'_>) -> Result<Duration, String> {
+    match value.number() {
+        Some(ms) if ms > 0.0 && ms <= DEADLINE_MAX_MS => Ok(Duration::from_secs_f64(ms / 1e3)),
+        Some(ms) => Err(format!("{ms} ms cannot be kept: expected more than 0 and at most a day")),
+        None => Err(format!("expected milliseconds, not {}", value.kind())),
+    }
+}
+
+/// One number, or numbers in a row.
+fn vector(value: &Value<'_>) -> Result<Vec<f32>, String> {
+    match value.numbers() {
+        Some((shape, values)) if shape.len() <= 1 => Ok(values),
+        Some((shape, _)) => Err(format!("expected numbers in a row, not of shape {shape:?}")),
+        None => Err(format!("expected numbers, not {}", value.kind())),
+    }
+}
+
+/// At least one row of at least one number.
+fn rows(value: &Value<'_>) -> Result<Tensor, String> {
+    let (shape, values) =
+        value.numbers().ok_or_else(|| format!("expected rows of numbers, not {}", value.kind()))?;
+    match *shape {
+        [rows, width] if rows > 0 && width > 0 => {
+            Tensor::new(shape, values).map_err(|error| error.to_string())
+        }
+        _ => Err(format!("expected rows of numbers, not of shape {shape:?}")),
+    }
+}

@@ -1,0 +1,185 @@
+//! One robot's connection.
+//!
+//! Frames are read and pings answered while observations are computed. Answers go out in the order of their
+//! observations, a refusal as a text frame; the connection stays open whatever an observation holds, and closes when the
+//! protocol is broken, when the robot does not read or is silent for too long, and when the server stops.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Error;
+use axum::body::Bytes;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::tungstenite;
+
+use super::Answer;
+use crate::chunking::Memory;
+use crate::serving::{Caller, Failure, Format, Serving};
+use crate::wire::write_msgpack;
+
+/// Observations of one connection that may be unanswered; robots send one at a time.
+const UNANSWERED: usize = 64;
+
+/// Connections so far, to name robots that do not name themselves.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// An observation that is answered, or not, and when it arrived.
+type Answered = (Instant, Result<Answer, Failure>);
+
+/// Why a connection ends.
+enum End {
+    /// The robot is gone.
+    Gone,
+    /// It is told why.
+    Close(u16, String),
+}
+
+struct Session {
+    serving: Arc<Serving>,
+    socket: WebSocket,
+    caller: Arc<Caller>,
+    answers: FuturesOrdered<BoxFuture<'static, Answered>>,
+    /// When something was last heard of the robot.
+    heard: Instant,
+    /// How long the last answer took, sending included.
+    previous: Option<Duration>,
+}
+
+/// Serves a robot until it leaves or the server stops.
+pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
+    let name = format!("connection {}", CONNECTIONS.fetch_add(1, Ordering::Relaxed));
+    tracing::info!(robot = name, "robot connected");
+    serving.metrics.sessions.inc();
+    let caller = Caller { name: Some(name.as_str().into()), memory: Some(Mutex::new(Memory::default())) };
+    let mut session = Session {
+        socket,
+        caller: Arc::new(caller),
+        answers: FuturesOrdered::new(),
+        heard: Instant::now(),
+        previous: None,
+        serving: Arc::clone(&serving),
+    };
+    let Err(end) = session.run().await;
+    match end {
+        End::Gone => tracing::info!(robot = name, "robot disconnected"),
+        End::Close(code, reason) => {
+            tracing::info!(robot = name, code, reason, "connection closed");
+            let reason = Utf8Bytes::from(reason);
+            let close = session.socket.send(Message::Close(Some(CloseFrame { code, reason })));
+            // The robot may not be listening any more.
+            let _ = timeout(Duration::from_secs(1), close).await;
+        }
+    }
+    serving.metrics.sessions.dec();
+}
+
+impl Session {
+    /// Everything until the end.
+    async fn run(&mut self) -> Result<Infallible, End> {
+        let serving = Arc::clone(&self.serving);
+        let pause = serving.config.server.limits.idle() / 3;
+        let mut pings = interval_at(Instant::now() + pause, pause);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut greeted, mut stopping) = (false, false);
+        loop {
+            if stopping && self.answers.is_empty() {
+                return Err(End::Close(close_code::AWAY, "the server is shutting down".into()));
+            }
+            tokio::select! {
+                biased;
+                () = serving.abandon.cancelled() => return Err(End::Gone),
+                () = serving.stop.cancelled(), if !stopping => stopping = true,
+                policy = serving.loaded(), if !greeted => {
+                    greeted = true;
+                    self.send(Message::Binary(policy.greeting.clone())).await?;
+                }
+                Some(answered) = self.answers.next(), if !self.answers.is_empty() => self.answer(answered).await?,
+                _ = pings.tick() => self.ping().await?,
+                frame = self.socket.next() => self.frame(frame)?,
+            }
+        }
+    }
+
+    /// Asks whether the robot is still there.
+    async fn ping(&mut self) -> Result<(), End> {
+        let idle = self.serving.config.server.limits.idle();
+        if self.heard.elapsed() > idle {
+            tracing::info!(
+                robot = self.caller.name.as_deref(),
+                "nothing was heard of the robot for {idle:?}"
+            );
+            return Err(End::Gone);
+        }
+        self.send(Message::Ping(Bytes::new())).await
+    }
+
+    fn frame(&mut self, frame: Option<Result<Message, Error>>) -> Result<(), End> {
+        self.heard = Instant::now();
+        match frame {
+            None => Err(End::Gone),
+            Some(Err(error)) => Err(broken(error)),
+            Some(Ok(Message::Close(_))) => Err(End::Gone),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+            Some(Ok(_)) if self.answers.len() == UNANSWERED => {
+                let reason = format!("more than {UNANSWERED} observations without reading an answer");
+                Err(End::Close(close_code::POLICY, reason))
+            }
+            Some(Ok(Message::Binary(message))) => {
+                let (serving, caller) = (Arc::clone(&self.serving), Arc::clone(&self.caller));
+                let arrived = Instant::now();
+                let answer =
+                    async move { (arrived, serving.answer(message, Format::Msgpack, &caller).await) };
+                self.answers.push_back(Box::pin(answer));
+                Ok(())
+            }
+            Some(Ok(Message::Text(_))) => {
+                let refusal = (Instant::now(), Err(Failure::TextFrame));
+                self.answers.push_back(Box::pin(std::future::ready(refusal)));
+                Ok(())
+            }
+        }
+    }
+
+    async fn answer(&mut self, (arrived, answer): Answered) -> Result<(), End> {
+        let message = match &answer {
+            Ok(answer) => Message::Binary(write_msgpack(&answer.value(self.previous)).into()),
+            Err(failure) => Message::Text(failure.to_string().into()),
+        };
+        self.send(message).await?;
+        self.previous = Some(arrived.elapsed());
+        Ok(())
+    }
+
+    /// Sends a frame to a robot that reads.
+    async fn send(&mut self, message: Message) -> Result<(), End> {
+        let abandon = self.serving.abandon.clone();
+        let sent = timeout(self.serving.config.server.limits.idle(), self.socket.send(message));
+        tokio::select! {
+            sent = sent => match sent {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(End::Gone),
+            },
+            () = abandon.cancelled() => Err(End::Gone),
+        }
+    }
+}
+
+/// What a robot is told that breaks the protocol.
+fn broken(error: Error) -> End {
+    let error = error.into_inner();
+    match error.downcast_ref::<tungstenite::Error>() {
+        Some(tungstenite::Error::Capacity(reason)) => End::Close(close_code::SIZE, reason.to_string()),
+        Some(tungstenite::Error::Utf8(reason)) => End::Close(close_code::INVALID, reason.clone()),
+        Some(tungstenite::Error::Protocol(
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        )) => End::Gone,
+        Some(tungstenite::Error::Protocol(reason)) => End::Close(close_code::PROTOCOL, reason.to_string()),
+        _ => End::Gone,
+    }
+}

@@ -1,0 +1,278 @@
+//! What all connections share: the policy, who may ask, and the way from a message to an answer.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::Bytes;
+use serde_json::{Value as Json, json};
+use tensact::runtime::preprocess::statistics::Source;
+use tensact::{Chunking, InferError, Pipeline, Refusal, Request};
+use tokio::sync::{Semaphore, SetOnce};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::ApiKeys;
+use crate::chunking::{ChunkingError, Memory};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::openpi::{Answer, Asked, BadObservation, Reader};
+use crate::wire::{Value, WireError, read_json, read_msgpack, write_msgpack};
+
+/// Unknown keys that are named in the log before it falls silent about them.
+const UNKNOWN_KEYS: usize = 256;
+
+/// How a message is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Msgpack,
+    Json,
+}
+
+impl Format {
+    pub(crate) fn read(self, message: &[u8]) -> Result<Value<'_>, WireError> {
+        match self {
+            Self::Msgpack => read_msgpack(message),
+            Self::Json => read_json(message),
+        }
+    }
+}
+
+/// Why an observation got no actions.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Observation(#[from] BadObservation),
+    #[error(transparent)]
+    Chunking(#[from] ChunkingError),
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    #[error("expected a binary frame with an observation, not a text frame")]
+    TextFrame,
+    #[error("the weights are still being loaded: ask again later")]
+    Loading,
+    #[error("reading the observation was interrupted: the server is shutting down, or there is a bug")]
+    Interrupted,
+}
+
+impl Failure {
+    /// What became of the request, in one word.
+    pub(crate) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Infer(InferError::Refused(refusal)) => match refusal {
+                Refusal::QueueFull { .. } => "queue_full",
+                Refusal::DeadlineImpossible { .. } => "deadline_impossible",
+                Refusal::Superseded { .. } => "superseded",
+                Refusal::Expired { .. } => "expired",
+                Refusal::Failed { .. } => "failed",
+                Refusal::OutOfService { .. } => "out_of_service",
+                Refusal::Closed => "closed",
+            },
+            Self::Infer(InferError::Interrupted | InferError::NotFinite) | Self::Interrupted => "failed",
+            Self::Loading => "loading",
+            _ => "bad_request",
+        }
+    }
+}
+
+/// A loaded policy.
+pub(crate) struct Policy {
+    pub(crate) pipeline: Arc<Pipeline>,
+    /// What `/v1/metadata` tells.
+    pub(crate) description: Json,
+    /// The first frame of a connection.
+    pub(crate) greeting: Bytes,
+}
+
+/// Shared by all connections.
+pub(crate) struct Serving {
+    pub(crate) config: Config,
+    pub(crate) keys: ApiKeys,
+    pub(crate) metrics: Metrics,
+    /// Nothing new is begun once it is cancelled.
+    pub(crate) stop: CancellationToken,
+    /// Connections end at once when it is cancelled.
+    pub(crate) abandon: CancellationToken,
+    /// Connections and sessions.
+    pub(crate) tasks: TaskTracker,
+    policy: SetOnce<Policy>,
+    /// Messages that are read at a time, one for each core: images take memory.
+    readers: Semaphore,
+    unknown: Mutex<BTreeSet<String>>,
+}
+
+/// Who asks.
+pub(crate) struct Caller {
+    /// The robot's name unless a message has another.
+    pub(crate) name: Option<Arc<str>>,
+    /// What is remembered of it, if it stays connected.
+    pub(crate) memory: Option<Mutex<Memory>>,
+}
+
+impl Serving {
+    pub(crate) fn new(config: Config, keys: ApiKeys) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            config,
+            keys,
+            metrics: Metrics::default(),
+            stop: CancellationToken::new(),
+            abandon: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            policy: SetOnce::new(),
+            readers: Semaphore::new(cores),
+            unknown: Mutex::default(),
+        })
+    }
+
+    /// Lets observations in. Only the first policy counts.
+    pub(crate) fn load(&self, pipeline: Pipeline, board: &str) {
+        let description = self.describe(&pipeline, board);
+        let metadata = serde_json::to_value(&self.config.server.metadata).unwrap_or_default();
+        let mut greeting = json!({ "tensact": description });
+        if let (Some(greeting), Json::Object(metadata)) = (greeting.as_object_mut(), metadata) {
+            greeting.extend(metadata);
+        }
+        let greeting = write_msgpack(&greeting.into()).into();
+        // The server loads one policy.
+        let _ = self.policy.set(Policy { pipeline: Arc::new(pipeline), description, greeting });
+    }
+
+    fn describe(&self, pipeline: &Pipeline, board: &str) -> Json {
+        let (preprocessor, sizes) = (pipeline.preprocessor(), pipeline.sizes());
+        let cameras: Vec<&str> = preprocessor.cameras().map(|(key, _)| key).collect();
+        let robot = &self.config.robot;
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "variant": sizes.variant.to_string(),
+            "board": board,
+            "profile": preprocessor.profile().name,
+            "cameras": cameras,
+            "state_dims": preprocessor.state_bounds().1,
+            "action_dims": preprocessor.action_dims(),
+            "horizon": sizes.horizon,
+            "num_steps": sizes.steps,
+            "prompt_tokens": sizes.prompt_tokens,
+            "noise": [sizes.horizon, sizes.action_dim],
+            "default_prompt": preprocessor.profile().prompt.default,
+            "statistics": statistics(pipeline.statistics()),
+            "rtc": robot.rtc.name(),
+            "control_hz": robot.control_hz,
+        })
+    }
+
+    /// The policy, if it is loaded.
+    pub(crate) fn policy(&self) -> Option<&Policy> {
+        self.policy.get()
+    }
+
+    /// The policy, as soon as it is loaded.
+    pub(crate) async fn loaded(&self) -> &Policy {
+        self.policy.wait().await
+    }
+
+    /// Why no observation can be answered now; nothing if they can.
+    pub(crate) async fn unready(&self) -> Option<String> {
+        if self.stop.is_cancelled() {
+            return Some("shutting down".into());
+        }
+        let Some(policy) = self.policy() else { return Some("loading weights".into()) };
+        let pipelines = policy.pipeline.stats().await.pipelines;
+        match pipelines.iter().any(|pipeline| pipeline.in_service) {
+            true => None,
+            false => Some(format!("none of {} pipelines is in service", pipelines.len())),
+        }
+    }
+
+    /// Actions for a message.
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        message: Bytes,
+        format: Format,
+        caller: &Caller,
+    ) -> Result<Answer, Failure> {
+        let arrived = Instant::now();
+        let answer = self.try_answer(arrived, message, format, caller).await;
+        self.metrics.record(&answer);
+        if let Err(failure) = &answer {
+            tracing::debug!(robot = caller.name.as_deref(), outcome = failure.outcome(), "{failure}");
+        }
+        answer
+    }
+
+    async fn try_answer(
+        self: &Arc<Self>,
+        arrived: Instant,
+        message: Bytes,
+        format: Format,
+        caller: &Caller,
+    ) -> Result<Answer, Failure> {
+        if self.stop.is_cancelled() {
+            return Err(InferError::from(Refusal::Closed).into());
+        }
+        let policy = self.policy().ok_or(Failure::Loading)?;
+        let asked = self.read(&policy.pipeline, message, format).await?;
+        self.log_unknown(&asked.unknown);
+        let chunking = self.chunking(&asked, caller)?;
+        let Asked { observation, start, steps, deadline, robot, request_id, .. } = asked;
+        let deadline = deadline.map(|deadline| deadline.saturating_sub(arrived.elapsed()));
+        let robot = robot.or_else(|| caller.name.clone());
+        let request = Request { start, steps, chunking, deadline, robot };
+        let chunk = policy.pipeline.infer(observation, request).await?;
+        let took = arrived.elapsed();
+        if let Some(memory) = &caller.memory {
+            locked(memory).remember(&chunk, took);
+        }
+        Ok(Answer { chunk, request_id, took })
+    }
+
+    /// Reads a message off the async threads.
+    async fn read(&self, pipeline: &Arc<Pipeline>, message: Bytes, format: Format) -> Result<Asked, Failure> {
+        // The semaphore is never closed.
+        let _permit = self.readers.acquire().await;
+        let (pipeline, image_pixels) = (Arc::clone(pipeline), self.config.server.limits.image_pixels);
+        let read = move || {
+            let reader =
+                Reader { preprocessor: pipeline.preprocessor(), sizes: pipeline.sizes(), image_pixels };
+            Ok(reader.read(format.read(&message)?)?)
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|_| Failure::Interrupted)?
+    }
+
+    fn chunking(&self, asked: &Asked, caller: &Caller) -> Result<Option<Chunking>, ChunkingError> {
+        let Some(rtc) = &asked.rtc else { return Ok(None) };
+        let robot = &self.config.robot;
+        match &caller.memory {
+            Some(memory) => locked(memory).chunking(rtc, robot),
+            None if rtc.is_remembered() => Err(ChunkingError::NoConnection),
+            None => Memory::default().chunking(rtc, robot),
+        }
+    }
+
+    /// Names every unknown key once in the log.
+    fn log_unknown(&self, keys: &[String]) {
+        for key in keys {
+            let mut unknown = locked(&self.unknown);
+            if unknown.len() < UNKNOWN_KEYS && unknown.insert(key.clone()) {
+                tracing::warn!(key, "observations hold a key that the robot's profile does not read");
+            }
+        }
+    }
+}
+
+/// Where scales come from; not the path, which is nobody's business.
+fn statistics(source: &Source) -> &'static str {
+    match source {
+        Source::OpenPi(_) => "openpi",
+        Source::LeRobot(_) => "lerobot",
+        Source::Buffers => "buffers",
+        Source::Nowhere => "none",
+    }
+}
+
+/// A lock whose content is whole whoever panicked with it.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

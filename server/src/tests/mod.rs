@@ -1,0 +1,110 @@
+//! The server under a clock that stands still while somebody works, over streams in memory: robots, strangers and clients
+//! that mean no good, without a socket. The chips are emulated, and their digests show whose answer an answer is.
+
+mod abuse;
+mod protocol;
+mod robot;
+mod soak;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::{Extension, Router};
+use tensact::runtime::checkpoint::synth::SynthSize;
+use tensact::topology::{Deployment, Variant};
+use tensact::{Options, Pipeline, ProfileChoice};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::time::Duration;
+
+use crate::auth::ApiKeys;
+use crate::config::Config;
+use crate::http::router;
+use crate::listen::{Connections, connection};
+use crate::serving::Serving;
+use robot::Robot;
+
+/// Bytes that a stream holds that nobody reads.
+const STREAM_BYTES: usize = 64 << 10;
+
+/// A server that is reached through memory.
+pub(super) struct Site {
+    pub(super) serving: Arc<Serving>,
+    router: Router,
+    connections: Arc<Connections>,
+}
+
+impl Site {
+    /// A server without a policy yet.
+    fn loading(config: Config, keys: ApiKeys) -> Self {
+        let serving = Serving::new(config, keys);
+        let router = router(&serving);
+        Self { serving, router, connections: Arc::default() }
+    }
+
+    /// A generic robot's policy of tiny size on one emulated chip.
+    async fn new(config: Config) -> Self {
+        Self::with_limits(config, "").await
+    }
+
+    /// The same with more lines in the deployment.
+    async fn with_limits(config: Config, limits: &str) -> Self {
+        let site = Self::loading(config, ApiKeys::default());
+        site.load(limits).await;
+        site
+    }
+
+    async fn load(&self, limits: &str) {
+        let text = format!("board = 'p150a'\ncheckpoint = ''\n{limits}\n[[pipeline]]\nchips = [0]\n");
+        let deployment = Deployment::parse("test", &text).unwrap();
+        let sizes = SynthSize::Tiny.sizes(Variant::Pi0);
+        let profile = ProfileChoice::Named(self.serving.config.robot.profile.clone());
+        let options = Options { profile, ..Options::default() };
+        let pipeline = Pipeline::emulated(&deployment, &sizes, &options).await.unwrap();
+        self.serving.load(pipeline, "p150a");
+    }
+
+    /// A connection from this machine.
+    fn dial(&self) -> DuplexStream {
+        self.dial_from(Ipv4Addr::LOCALHOST.into())
+    }
+
+    fn dial_from(&self, address: IpAddr) -> DuplexStream {
+        let (near, far) = tokio::io::duplex(STREAM_BYTES);
+        let (seat, admission) = self.connections.enter(&self.serving, address).unwrap();
+        let router = self.router.clone().layer(Extension(admission));
+        self.serving.tasks.spawn(connection(far, seat, Arc::clone(&self.serving), router));
+        near
+    }
+
+    async fn robot(&self) -> Robot {
+        Robot::connect(self.dial()).await
+    }
+
+    /// All that a request over HTTP brings back.
+    async fn http(&self, request: &str) -> String {
+        let mut stream = self.dial();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.http(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await
+    }
+
+    /// Nothing is left of anybody.
+    async fn assert_empty(&self) {
+        while !self.serving.tasks.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(self.serving.metrics.connections.get(), 0);
+        assert_eq!(self.serving.metrics.sessions.get(), 0);
+        assert!(self.connections.is_empty());
+        let pipeline = &self.serving.policy().unwrap().pipeline;
+        while pipeline.stats().await.pipelines.iter().any(|pipeline| pipeline.in_flight > 0) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(pipeline.stats().await.waiting, 0);
+    }
+}
