@@ -30,10 +30,6 @@ impl Clock {
         Self { started: Instant::now(), stretch: STRETCH }
     }
 
-    pub(crate) fn is_simulated(&self) -> bool {
-        self.stretch > 1
-    }
-
     pub(crate) fn now(&self) -> Moment {
         self.started.elapsed() / self.stretch
     }

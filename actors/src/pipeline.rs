@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use tensact_runtime::checkpoint::Checkpoint;
@@ -13,14 +13,14 @@ use tensact_runtime::preprocess::statistics::Source;
 use tensact_runtime::preprocess::{Prepared, Preprocessor, Warning};
 use tensact_topology::ModelSizes;
 use tensact_topology::deployment::Deployment;
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::engine::{Blueprint, Engine};
 use crate::recorder::SliceStats;
 use crate::request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 use crate::scheduler::{Answer, Counts, Limits};
-use crate::start::{Loaded, Options, StartError, checkpoint_of, this_machine};
+use crate::start::{Loaded, Options, StartError, checkpoint_of, needs_threads, this_machine};
 use crate::ticket::milliseconds;
 
 /// What a pipeline has done and does.
@@ -100,6 +100,7 @@ impl Pipeline {
     /// # Errors
     /// Says everything that is wrong with the deployment, or what cannot be read.
     pub async fn start(deployment: &Deployment, options: &Options) -> Result<Self, StartError> {
+        needs_threads()?;
         let (deployment, options) = (deployment.clone(), options.clone());
         Self::run(deployment, move |deployment| {
             Loaded::new(deployment, &checkpoint_of(deployment)?, &options)
@@ -112,18 +113,60 @@ impl Pipeline {
     /// # Errors
     /// When profile, tokenizer or statistics cannot be used or do not fit the checkpoint.
     pub async fn host(checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Self, StartError> {
+        needs_threads()?;
         let (checkpoint, options) = (Arc::clone(checkpoint), options.clone());
         let deployment = this_machine(options.dtype);
         Self::run(deployment, move |deployment| Loaded::new(deployment, &checkpoint, &options)).await
+    }
+
+    /// Starts a deployment on emulated chips, without weights, for load tests of servers and robots: every device of the
+    /// file becomes an emulated one and takes the time that the cost model says. The actions depend on all that a
+    /// model would get and mean nothing: in the model's units, and without chunking, they are within 1 of the noise they
+    /// start from. The checkpoint is not read, and need not exist.
+    ///
+    /// Robot and tokenizer are those of `options`, the tokenizer that of synthetic policies unless one is named; dtype,
+    /// threads and asset play no part, and there are no statistics ([`Source::Nowhere`]). Cameras are openpi's three.
+    ///
+    /// Any tokio runtime will do, also one of a single thread. If its clock is paused, the chips' time passes as soon as
+    /// everybody waits, a millisecond at a time.
+    ///
+    /// ```
+    /// use tensact::runtime::observation::{Image, Layout, Observation};
+    /// use tensact::topology::{Deployment, ModelSizes, Variant};
+    /// use tensact::{Options, Pipeline, Request};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let text = "board = 'quietbox-bh'\ncheckpoint = 'anything'\n[[pipeline]]\ncopies = '0..4'";
+    /// let deployment = Deployment::parse("four chips", text)?;
+    /// let sizes = ModelSizes::base(Variant::Pi05);
+    /// let pipeline = Pipeline::emulated(&deployment, &sizes, &Options::default()).await?;
+    /// let observation = Observation {
+    ///     images: [("base".to_owned(), Image::from_u8(Layout::Hwc, 48, 64, vec![128; 48 * 64 * 3])?)].into(),
+    ///     state: vec![0.0; 8],
+    ///     prompt: Some("wave".into()),
+    /// };
+    /// let chunk = pipeline.infer(observation, Request::default()).await?;
+    /// assert_eq!(chunk.actions.shape(), [50, 32]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Says everything that is wrong with the deployment; when profile or tokenizer cannot be used or do not fit the sizes.
+    pub async fn emulated(
+        deployment: &Deployment,
+        sizes: &ModelSizes,
+        options: &Options,
+    ) -> Result<Self, StartError> {
+        let (deployment, sizes, options) = (deployment.clone(), *sizes, options.clone());
+        Self::run(deployment, move |deployment| Loaded::emulated(deployment, &sizes, &options)).await
     }
 
     async fn run(
         deployment: Deployment,
         load: impl FnOnce(&Deployment) -> Result<Loaded, StartError> + Send + 'static,
     ) -> Result<Self, StartError> {
-        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-            return Err(StartError::SingleThreaded);
-        }
         let Deployment { batching, admission, deadlines, .. } = deployment;
         let loaded = tokio::task::spawn_blocking(move || load(&deployment)).await;
         let loaded = loaded.map_err(|_| StartError::Interrupted)??;
@@ -137,6 +180,7 @@ impl Pipeline {
             log: None,
             faults: BTreeMap::new(),
             follows: true,
+            on_threads: loaded.computes,
         });
         Ok(Self {
             engine: engine.await,

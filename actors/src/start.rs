@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tensact_runtime::checkpoint::hub::{self, HubError};
 use tensact_runtime::checkpoint::{Checkpoint, CheckpointError};
+use tensact_runtime::config::OPENPI_CAMERAS;
 use tensact_runtime::device::host::ComputeDtype;
 use tensact_runtime::model::flow::{BadSteps, Steps};
 use tensact_runtime::preprocess::profile::ProfileError;
@@ -14,7 +15,8 @@ use tensact_runtime::preprocess::tokenizer::TokenizerError;
 use tensact_runtime::preprocess::{Preprocessor, PreprocessorError, Profile, Statistics, Tokenizer};
 use tensact_topology::check::{Finding, Severity, check_deployment};
 use tensact_topology::descriptor::ReadError;
-use tensact_topology::{Board, Deployment, ModelSizes, Placement};
+use tensact_topology::{Board, Deployment, DeviceKind, ModelSizes, Placement};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::devices::{Arithmetic, DeviceError, Devices};
 
@@ -25,6 +27,15 @@ pub enum ProfileChoice {
     Named(String),
     /// A TOML file.
     File(PathBuf),
+}
+
+impl ProfileChoice {
+    fn load(&self) -> Result<Profile, ProfileError> {
+        match self {
+            Self::Named(name) => Profile::named(name),
+            Self::File(path) => Profile::open(path),
+        }
+    }
 }
 
 impl Default for ProfileChoice {
@@ -48,6 +59,17 @@ pub struct Options {
     pub tokenizer: Option<PathBuf>,
     /// Which of the checkpoint's statistics, where `assets/` has several.
     pub asset: Option<String>,
+}
+
+impl Options {
+    /// The robot's profile, with the instruction that these options name.
+    fn robot(&self) -> Result<Profile, ProfileError> {
+        let mut profile = self.profile.load()?;
+        if self.default_prompt.is_some() {
+            profile.prompt.default.clone_from(&self.default_prompt);
+        }
+        Ok(profile)
+    }
 }
 
 /// A pipeline could not be started.
@@ -87,7 +109,7 @@ pub enum StartError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// Stages need threads beside those of the runtime.
-    #[error("a pipeline needs tokio's multi-threaded runtime: use #[tokio::main] as it is")]
+    #[error("a pipeline that computes needs tokio's multi-threaded runtime: use #[tokio::main] as it is")]
     SingleThreaded,
     /// A scenario that cannot be simulated.
     #[error("{0}")]
@@ -106,6 +128,8 @@ pub(crate) struct Loaded {
     pub(crate) statistics: Source,
     pub(crate) sizes: ModelSizes,
     pub(crate) steps: Steps,
+    /// Whether its devices compute, for which stages need threads.
+    pub(crate) computes: bool,
 }
 
 impl Loaded {
@@ -123,8 +147,57 @@ impl Loaded {
         let arithmetic = Arithmetic::Host { checkpoint, threads: options.threads };
         let devices = Devices::load(&placement, &sizes, &arithmetic)?;
         let steps = Steps::new(sizes.steps)?;
-        Ok(Self { board, placement, devices, preprocessor, statistics, sizes, steps })
+        Ok(Self { board, placement, devices, preprocessor, statistics, sizes, steps, computes: true })
     }
+
+    /// The same on emulated chips that compute digests: there is no checkpoint to read.
+    pub(crate) fn emulated(
+        deployment: &Deployment,
+        sizes: &ModelSizes,
+        options: &Options,
+    ) -> Result<Self, StartError> {
+        let (board, placement) = emulated_placement(deployment, sizes)?;
+        let tokenizer = match &options.tokenizer {
+            Some(path) => Tokenizer::open(path, sizes.vocab)?,
+            None => Tokenizer::synthetic(sizes.vocab)?,
+        };
+        let statistics = Statistics::identity();
+        let source = statistics.source.clone();
+        let cameras = OPENPI_CAMERAS.map(str::to_owned).to_vec();
+        let profile = options.robot()?;
+        Ok(Self {
+            devices: Devices::load(&placement, sizes, &Arithmetic::Digests)?,
+            preprocessor: Preprocessor::new(*sizes, cameras, profile, tokenizer, statistics)?,
+            statistics: source,
+            sizes: *sizes,
+            steps: Steps::new(sizes.steps)?,
+            computes: false,
+            board,
+            placement,
+        })
+    }
+}
+
+/// Refuses a runtime that has no threads beside the one that stages would hold up.
+pub(crate) fn needs_threads() -> Result<(), StartError> {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Err(StartError::SingleThreaded),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a deployment of a policy, and puts an emulated chip in the place of each of its devices.
+pub(crate) fn emulated_placement(
+    deployment: &Deployment,
+    sizes: &ModelSizes,
+) -> Result<(Board, Placement), StartError> {
+    let board = deployment.load_board()?;
+    refuse(&check_deployment(deployment, &board, sizes))?;
+    let mut placement = deployment.placement(sizes, board.arch()).placement;
+    for slice in placement.pipelines.iter_mut().flat_map(|pipeline| &mut pipeline.slices) {
+        slice.device = DeviceKind::Emulated;
+    }
+    Ok((board, placement))
 }
 
 /// The checkpoint that a deployment names.
@@ -146,7 +219,7 @@ pub(crate) fn this_machine(dtype: ComputeDtype) -> Deployment {
 }
 
 /// Says everything that is wrong.
-pub(crate) fn refuse(findings: &[Finding]) -> Result<(), StartError> {
+fn refuse(findings: &[Finding]) -> Result<(), StartError> {
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
     let findings: Vec<String> =
         errors.map(|finding| format!("{} ({})", finding.message, finding.help)).collect();
@@ -162,13 +235,7 @@ pub fn locate(deployment: &Deployment) -> Option<PathBuf> {
 
 fn preprocessor(checkpoint: &Checkpoint, options: &Options) -> Result<(Preprocessor, Source), StartError> {
     let sizes = *checkpoint.sizes();
-    let mut profile = match &options.profile {
-        ProfileChoice::Named(name) => Profile::named(name)?,
-        ProfileChoice::File(path) => Profile::open(path)?,
-    };
-    if options.default_prompt.is_some() {
-        profile.prompt.default.clone_from(&options.default_prompt);
-    }
+    let profile = options.robot()?;
     let tokenizer = options.tokenizer.as_deref().unwrap_or_else(|| checkpoint.folder());
     let tokenizer = Tokenizer::open(tokenizer, sizes.vocab)?;
     let statistics = statistics(checkpoint, options.asset.as_deref())?;

@@ -21,7 +21,7 @@ const MAX_IMAGE: usize = 1024;
 /// Most state or action values, and most heads.
 const MAX_WIDTH: usize = 8192;
 /// The cameras of openpi's policies, in the order of the prefix.
-const OPENPI_CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
+pub const OPENPI_CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
 
 /// A configuration file could not be used.
 #[derive(Debug, thiserror::Error)]

@@ -41,14 +41,9 @@ pub(crate) struct Blueprint {
     pub(crate) faults: BTreeMap<(usize, usize), Arc<SliceFaults>>,
     /// Whether first steps follow the cache layer by layer.
     pub(crate) follows: bool,
-}
-
-impl Blueprint {
-    /// Stages run on threads of their own, unless time is simulated: then they are tasks of one thread, and take no time
-    /// but what the cost model says.
-    fn on_threads(&self) -> bool {
-        !self.clock.is_simulated()
-    }
+    /// Whether stages run on threads of their own, as they must where devices compute. Emulated chips that compute
+    /// digests take no time but what the cost model says: their stages are tasks.
+    pub(crate) on_threads: bool,
 }
 
 /// Running actors.
@@ -61,7 +56,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts all actors. Threads of host devices need tokio's multi-threaded runtime.
+    /// Starts all actors. Stages on threads need tokio's multi-threaded runtime.
     pub(crate) async fn start(mut blueprint: Blueprint) -> Self {
         let (clock, limits) = (blueprint.clock, blueprint.limits);
         let pipelines = std::mem::take(&mut blueprint.placement.pipelines);

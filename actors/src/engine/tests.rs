@@ -95,6 +95,7 @@ fn blueprint(golden: &Golden, pipelines: Vec<Pipeline>, max_requests: usize) -> 
         log: None,
         faults: BTreeMap::new(),
         follows: true,
+        on_threads: true,
     }
 }
 
@@ -131,7 +132,8 @@ async fn emulated_chips_with_the_hosts_arithmetic_change_no_bit() {
         let golden = golden(policy);
         for (name, mut pipelines) in placements() {
             pipelines.iter_mut().flat_map(|p| &mut p.slices).for_each(|s| s.device = DeviceKind::Emulated);
-            let blueprint = Blueprint { clock: Clock::simulated(), ..blueprint(&golden, pipelines, 3) };
+            let blueprint = blueprint(&golden, pipelines, 3);
+            let blueprint = Blueprint { clock: Clock::simulated(), on_threads: false, ..blueprint };
             let engine = Engine::start(blueprint).await;
             answers_are_right(&engine, &golden, 3, name).await;
             assert!(engine.clock.now() > Duration::ZERO, "{name} took no emulated time");

@@ -137,14 +137,14 @@ impl<'a> Wiring<'a> {
             outbox,
             chips,
             costs: self.costs.clone(),
-            trusted: emulated && !self.blueprint.on_threads(),
+            trusted: emulated && !self.blueprint.on_threads,
             upload: Duration::from_secs_f64(io_ms / 1e3),
             ring: pipeline.of(StageKind::Expert).count() > 1,
         };
         (entry, Box::new(move || sweeps.iter().for_each(|sweep| sweep())))
     }
 
-    /// Starts the actor of a slice under the scheduler; on a thread of its own where it computes.
+    /// Starts the actor of a slice under the scheduler.
     async fn start<W: Work>(
         &self,
         scheduler: &ActorRef<Scheduler>,
@@ -154,7 +154,7 @@ impl<'a> Wiring<'a> {
             .restart_policy(RestartPolicy::Transient)
             // How often is too often is decided by the scheduler, in the pipeline's own time.
             .restart_limit(u32::MAX, Duration::MAX);
-        let actor = if self.blueprint.on_threads() {
+        let actor = if self.blueprint.on_threads {
             actor.spawn_in_thread_with_mailbox(mailbox::unbounded()).await
         } else {
             actor.spawn_with_mailbox(mailbox::unbounded()).await

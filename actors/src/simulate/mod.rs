@@ -22,9 +22,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tensact_runtime::model::flow::Steps;
-use tensact_topology::check::check_deployment;
 use tensact_topology::deployment::{Admission, Batching, Deployment};
-use tensact_topology::{Board, DeviceKind, ModelSizes, Placement, RequestShape};
+use tensact_topology::{Board, ModelSizes, Placement, RequestShape};
 
 pub use faults::{Fault, FaultKind, FaultName, PlannedFaults};
 pub use rehearse::RehearsalError;
@@ -35,7 +34,7 @@ use crate::devices::{Arithmetic, Devices};
 use crate::engine::{Blueprint, Engine};
 use crate::recorder::Log;
 use crate::scheduler::{Limits, Seen};
-use crate::start::{StartError, refuse};
+use crate::start::{StartError, emulated_placement};
 
 /// A deployment whose chips are emulated.
 #[derive(Debug, Clone)]
@@ -97,18 +96,12 @@ impl Simulation {
     /// # Errors
     /// Says everything that is wrong with the deployment.
     pub fn new(deployment: &Deployment, sizes: &ModelSizes) -> Result<Self, StartError> {
-        let board = deployment.load_board()?;
-        let mut placement = deployment.placement(sizes, board.arch()).placement;
-        for slice in placement.pipelines.iter_mut().flat_map(|pipeline| &mut pipeline.slices) {
-            slice.device = DeviceKind::Emulated;
-        }
-        let request = deployment.request(sizes);
-        refuse(&check_deployment(deployment, &board, sizes))?;
+        let (board, placement) = emulated_placement(deployment, sizes)?;
         Ok(Self {
             board: Arc::new(board),
             sizes: *sizes,
             placement,
-            request,
+            request: deployment.request(sizes),
             batching: deployment.batching,
             admission: deployment.admission,
             follows: true,
@@ -150,6 +143,7 @@ impl Simulation {
             log,
             faults: faults.by_slice(),
             follows: self.follows,
+            on_threads: false,
         }
     }
 

@@ -9,14 +9,13 @@ use tensact_runtime::model::ModelInput;
 use tensact_runtime::model::flow::{Steps, noise};
 use tensact_runtime::policy::Sample;
 use tensact_topology::DeviceKind;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::Simulation;
 use crate::clock::Clock;
 use crate::devices::{Arithmetic, Devices};
 use crate::engine::{Blueprint, Engine};
 use crate::request::Refusal;
-use crate::start::StartError;
+use crate::start::{StartError, needs_threads};
 
 impl Simulation {
     /// Passes `requests` requests through the deployment, `outstanding` of them at a time; gives the time it took. Needs
@@ -25,9 +24,7 @@ impl Simulation {
     /// # Errors
     /// When actors cannot be started, or a request was refused because so many cannot wait.
     pub async fn rehearse(&self, requests: u64, outstanding: usize) -> Result<Duration, RehearsalError> {
-        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-            return Err(StartError::SingleThreaded.into());
-        }
+        needs_threads()?;
         let mut simulation = self.clone();
         for slice in simulation.placement.pipelines.iter_mut().flat_map(|pipeline| &mut pipeline.slices) {
             slice.device = DeviceKind::Host;
@@ -35,7 +32,8 @@ impl Simulation {
         let devices = Devices::load(&simulation.placement, &self.sizes, &Arithmetic::Nothing);
         let devices = devices.map_err(StartError::from)?;
         let blueprint = simulation.blueprint(&super::PlannedFaults::default(), devices, None);
-        let blueprint = Blueprint { clock: Clock::real(), faults: BTreeMap::new(), ..blueprint };
+        let blueprint =
+            Blueprint { clock: Clock::real(), faults: BTreeMap::new(), on_threads: true, ..blueprint };
         let engine = Engine::start(blueprint).await;
         let image = || Some(Tensor::zeros([3, 1, 1]));
         let input = ModelInput {

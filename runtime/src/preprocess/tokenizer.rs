@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use super::sentencepiece;
+use super::{sentencepiece, synthetic};
 
 /// Names a tokenizer is looked for in a folder, in this order.
 pub const FILES: [&str; 3] = ["tokenizer.json", "paligemma_tokenizer.model", "tokenizer.model"];
@@ -66,6 +66,15 @@ pub enum TokenizerError {
         /// Rows of the model's token table.
         vocab: usize,
     },
+    /// The vocabulary is too small even for the tokenizer of synthetic policies.
+    #[error(
+        "the model's vocabulary is {vocab}, and the synthetic tokenizer needs at least {}: name a tokenizer",
+        synthetic::SMALLEST_VOCAB
+    )]
+    NoSynthetic {
+        /// Rows of the model's token table.
+        vocab: usize,
+    },
     /// The text holds a special token that the model has no row for, such as PaliGemma's `<image>`.
     #[error("the text gives token {id}, but the model's vocabulary is {vocab}")]
     OutOfVocabulary {
@@ -101,6 +110,24 @@ impl Tokenizer {
             true => sentencepiece::tokenizer(&bytes),
             false => tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string()),
         });
+        Self::loaded(inner, path, vocab)
+    }
+
+    /// The tokenizer of synthetic policies, for a model whose token table has `vocab` rows.
+    ///
+    /// # Errors
+    /// When the table is too small for it.
+    pub fn synthetic(vocab: usize) -> Result<Self, TokenizerError> {
+        let json = synthetic::tokenizer_json(vocab).ok_or(TokenizerError::NoSynthetic { vocab })?;
+        let inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|error| error.to_string());
+        Self::loaded(inner, Path::new("the synthetic tokenizer"), vocab)
+    }
+
+    fn loaded(
+        inner: Result<tokenizers::Tokenizer, String>,
+        path: &Path,
+        vocab: usize,
+    ) -> Result<Self, TokenizerError> {
         let mut inner = inner.map_err(|reason| TokenizerError::Format { path: path.to_owned(), reason })?;
         // SentencePiece, and so openpi, reads "<eos>" in an instruction as plain text.
         inner.set_encode_special_tokens(true);

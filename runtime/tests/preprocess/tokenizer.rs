@@ -102,8 +102,13 @@ fn special_tokens_in_text_are_text() {
 fn the_synthetic_tokenizer_is_like_gemmas() {
     assert!(synthetic::tokenizer_json(synthetic::SMALLEST_VOCAB - 1).is_none());
     assert_eq!(synthetic::tokenizer_json(777), synthetic::tokenizer_json(777));
+    let error = Tokenizer::synthetic(synthetic::SMALLEST_VOCAB - 1).unwrap_err();
+    assert!(matches!(error, TokenizerError::NoSynthetic { .. }), "{error}");
     for vocab in [synthetic::SMALLEST_VOCAB, 512, 2048, 257_152] {
         let tokenizer = synthetic_tokenizer(vocab);
+        let without_file = Tokenizer::synthetic(vocab).unwrap();
+        let text = "pick up the cube, State: 12 <eos>";
+        assert_eq!(without_file.encode(text).unwrap(), tokenizer.encode(text).unwrap());
         assert_eq!((tokenizer.bos(), tokenizer.encode("\n").unwrap()), (2, vec![108]));
         // A letter without a token of its own: its bytes.
         assert_eq!(tokenizer.encode("é").unwrap(), [109 + 0xc3, 109 + 0xa9]);
