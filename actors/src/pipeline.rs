@@ -207,13 +207,13 @@ impl Pipeline {
         &self.sizes
     }
 
-    /// Actions for one observation. Dropping the future cancels the request: its stages let go of it at the next boundary
+    /// Actions for one observation, which counts as newer than those of its robot whose future was polled before. Dropping the future cancels the request: its stages let go of it at the next boundary
     /// (a vision pass, a layer of the prefix, a denoising step); a pass that others share goes on for them.
     ///
     /// # Errors
     /// When observation, noise or previous chunk cannot be used; when the pipeline refuses the request or gives it up.
     pub async fn infer(&self, observation: Observation, request: Request) -> Result<ActionChunk, InferError> {
-        let clock = Instant::now();
+        let (clock, arrival) = (Instant::now(), self.engine.arrive());
         let deadline = request.deadline.or(self.deadline);
         let robot = request.robot.clone();
         let state = observation.state.clone();
@@ -231,7 +231,7 @@ impl Pipeline {
         };
         let answer = self
             .engine
-            .submit(sample, robot, left)
+            .submit_as(arrival, sample, robot, left)
             .outcome()
             .await
             .map_err(|refusal| refusal.after(preprocess))?;

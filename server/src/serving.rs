@@ -109,6 +109,8 @@ pub(crate) struct Caller {
     pub(crate) name: Option<Arc<str>>,
     /// What is remembered of it, if it stays connected.
     pub(crate) memory: Option<Mutex<Memory>>,
+    /// One message is read at a time, so that they reach the pipeline in their order.
+    pub(crate) turn: tokio::sync::Mutex<()>,
 }
 
 impl Serving {
@@ -213,7 +215,10 @@ impl Serving {
             return Err(InferError::from(Refusal::Closed).into());
         }
         let policy = self.policy().ok_or(Failure::Loading)?;
+        // Messages of a connection are answered by one task: who had the turn reaches the pipeline before it rests.
+        let turn = caller.turn.lock().await;
         let asked = self.read(&policy.pipeline, message, format).await?;
+        drop(turn);
         self.log_unknown(&asked.unknown);
         let chunking = self.chunking(&asked, caller)?;
         let Asked { observation, start, steps, deadline, robot, request_id, .. } = asked;

@@ -78,6 +78,11 @@ impl Engine {
         Self { scheduler, home, recorder, clock, next_request: AtomicU64::new(0) }
     }
 
+    /// Numbers a request, so that of two observations of a robot the later one is known, however long they are prepared.
+    pub(crate) fn arrive(&self) -> RequestId {
+        RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Hands a request in. Dropping what is returned cancels it.
     pub(crate) fn submit(
         &self,
@@ -85,7 +90,17 @@ impl Engine {
         robot: Option<Arc<str>>,
         deadline: Option<Duration>,
     ) -> Pending {
-        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        self.submit_as(self.arrive(), sample, robot, deadline)
+    }
+
+    /// Hands a request in that has arrived before.
+    pub(crate) fn submit_as(
+        &self,
+        id: RequestId,
+        sample: Sample,
+        robot: Option<Arc<str>>,
+        deadline: Option<Duration>,
+    ) -> Pending {
         let (reply, outcome) = oneshot::channel();
         let submit = Submit { id, sample: Arc::new(sample), robot, deadline, reply };
         // A scheduler that is gone drops the reply, which the caller sees.

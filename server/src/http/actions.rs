@@ -36,7 +36,7 @@ pub(super) async fn actions(State(serving): State<Arc<Serving>>, headers: Header
         }
         _ => format,
     };
-    let caller = Caller { name: None, memory: None };
+    let caller = Caller { name: None, memory: None, turn: tokio::sync::Mutex::default() };
     match serving.answer(message, format, &caller).await {
         Ok(answer) => match answer_format {
             Format::Json => axum::Json(answer.value(None)).into_response(),

@@ -19,7 +19,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite;
 
 use super::Answer;
-use crate::chunking::Memory;
 use crate::serving::{Caller, Failure, Format, Serving};
 use crate::wire::write_msgpack;
 
@@ -56,7 +55,11 @@ pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
     let name = format!("connection {}", CONNECTIONS.fetch_add(1, Ordering::Relaxed));
     tracing::info!(robot = name, "robot connected");
     serving.metrics.sessions.inc();
-    let caller = Caller { name: Some(name.as_str().into()), memory: Some(Mutex::new(Memory::default())) };
+    let caller = Caller {
+        name: Some(name.as_str().into()),
+        memory: Some(Mutex::default()),
+        turn: tokio::sync::Mutex::default(),
+    };
     let mut session = Session {
         socket,
         caller: Arc::new(caller),
