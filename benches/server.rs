@@ -1,0 +1,119 @@
+//! What the wire and the server cost on top of the pipeline: robots that send every other observation over loopback and
+//! hand every other to the pipeline in this process, to an emulated Galaxy. Images need no resizing and the board is not
+//! busy, so that the difference is what the server adds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tensact::runtime::observation::{Image, Layout, Observation};
+use tensact::topology::{Deployment, ModelSizes, Variant};
+use tensact::{Options, Pipeline, Request};
+use tensact_server::config::Config;
+use tensact_server::wire::{Array, Value, read_msgpack, write_msgpack};
+use tensact_server::{ApiKeys, Server};
+use tokio::net::TcpStream;
+use tokio::time::interval_at;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+const DEPLOYMENT: &str = "board = 'galaxy-bh'\ncheckpoint = 'pi05_base'\n[[pipeline]]\ncopies = '0..32'";
+
+/// Observations in a second, of all robots together.
+const RATE: u32 = 20;
+
+/// Observations for each number of robots.
+const OBSERVATIONS: u32 = 240;
+
+/// Pixels of a side; what the vision tower takes.
+const SIDE: usize = 224;
+
+const CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
+
+type Socket = WebSocketStream<TcpStream>;
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let deployment = Deployment::parse("galaxy", DEPLOYMENT)?;
+    let sizes = ModelSizes::base(Variant::Pi05);
+    let options = Options::default();
+    let pipeline = || Pipeline::emulated(&deployment, &sizes, &options);
+    let beside = Arc::new(pipeline().await?);
+    let mut config = Config::default();
+    config.server.port = 0;
+    let server = Server::bind(config, ApiKeys::default()).await?;
+    let (address, handle) = (server.address(), server.handle());
+    handle.load(pipeline().await?, "galaxy-bh");
+    let serving = tokio::spawn(server.serve());
+
+    println!(
+        "three {SIDE}x{SIDE} cameras, {RATE} observations/s, emulated galaxy-bh; medians (90th percentiles) in ms"
+    );
+    println!("{:>6} {:>18} {:>18} {:>14}", "robots", "in process", "over loopback", "wire + server");
+    for robots in [1, 4, 16, 64] {
+        let mut running = Vec::new();
+        for robot in 0..robots {
+            let (mut socket, _) = client_async("ws://server/", TcpStream::connect(address).await?).await?;
+            // The metadata.
+            socket.next().await;
+            running.push(tokio::spawn(drive(socket, Arc::clone(&beside), robot, robots)));
+        }
+        let (mut inside, mut outside) = (Vec::new(), Vec::new());
+        for robot in running {
+            let times = robot.await??;
+            inside.extend(times.0);
+            outside.extend(times.1);
+        }
+        let [inside, outside] = [inside, outside].map(|times| (quantile(&times, 0.5), quantile(&times, 0.9)));
+        let show = |(median, most): (f64, f64)| format!("{median:.2} ({most:.2})");
+        println!("{robots:>6} {:>18} {:>18} {:>14.2}", show(inside), show(outside), outside.0 - inside.0);
+    }
+    handle.stop();
+    Ok(serving.await?)
+}
+
+/// One robot's observations: latencies in process and over the wire, in milliseconds.
+async fn drive(
+    mut socket: Socket,
+    beside: Arc<Pipeline>,
+    robot: u32,
+    robots: u32,
+) -> Result<(Vec<f64>, Vec<f64>), Error> {
+    let pause = Duration::from_secs(1) * robots / RATE;
+    let mut ticks = interval_at(tokio::time::Instant::now() + pause * robot / robots, pause);
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for observation in 0..OBSERVATIONS.div_ceil(robots) {
+        ticks.tick().await;
+        let pixels = vec![(robot + observation) as u8; SIDE * SIDE * 3];
+        let began = Instant::now();
+        if observation % 2 == 0 {
+            let image = || Image::from_u8(Layout::Hwc, SIDE, SIDE, pixels.clone());
+            let mut seen =
+                Observation { state: vec![0.0; 8], prompt: Some("go".into()), ..Observation::default() };
+            for camera in CAMERAS {
+                seen.images.insert(camera.into(), image()?);
+            }
+            beside.infer(seen, Request::default()).await?;
+            inside.push(began.elapsed().as_secs_f64() * 1e3);
+        } else {
+            let image = || Array::of_u8(&[SIDE, SIDE, 3], &pixels[..]).map_or(Value::Nil, Value::Array);
+            let state = Array::of_f32(&[8], &[0.0; 8]).map_or(Value::Nil, Value::Array);
+            let mut entries = vec![("state", state), ("prompt", Value::text("go"))];
+            entries.extend(CAMERAS.map(|camera| (camera, image())));
+            socket.send(Message::Binary(write_msgpack(&Value::map(entries)).into())).await?;
+            let Some(Message::Binary(answer)) = socket.next().await.transpose()? else {
+                return Err("the server refused an observation".into());
+            };
+            read_msgpack(&answer)?;
+            outside.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok((inside, outside))
+}
+
+fn quantile(times: &[f64], share: f64) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times.get((times.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
