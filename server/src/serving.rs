@@ -58,6 +58,17 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Why the pipeline gave no actions, with the key of what was wrong.
+    fn named(error: InferError) -> Self {
+        match error {
+            InferError::Previous(reason) => {
+                BadObservation(vec![format!("`rtc`: `prev_chunk`: {reason}")]).into()
+            }
+            InferError::Noise { .. } => BadObservation(vec![format!("`noise`: {error}")]).into(),
+            error => error.into(),
+        }
+    }
+
     /// What became of the request, in one word.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
@@ -225,7 +236,7 @@ impl Serving {
         let deadline = deadline.map(|deadline| deadline.saturating_sub(arrived.elapsed()));
         let robot = robot.or_else(|| caller.name.clone());
         let request = Request { start, steps, chunking, deadline, robot };
-        let chunk = policy.pipeline.infer(observation, request).await?;
+        let chunk = policy.pipeline.infer(observation, request).await.map_err(Failure::named)?;
         let took = arrived.elapsed();
         if let Some(memory) = &caller.memory {
             locked(memory).remember(&chunk, took);

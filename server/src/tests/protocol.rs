@@ -56,6 +56,10 @@ async fn a_bad_observation_is_answered_and_the_robot_stays_connected() {
     let mut robot = site.robot().await;
     let expected = robot.ask(&observation(1)).await.unwrap();
     let float = |value: f32| Value::Array(Array::of_f32(&[8], &[value; 8]).unwrap());
+    let previous = |shape: &[usize], value: f32| {
+        let actions = Array::of_f32(shape, &vec![value; shape.iter().product()]).unwrap();
+        Value::map([("prev_chunk", Value::Array(actions)), ("inference_delay", Value::Integer(1))])
+    };
     let empty = Value::Array(Array::of_u8(&[0, 4, 3], vec![]).unwrap());
     for (bad, why) in [
         (with(1, "state", float(f32::NAN)), "`state`"),
@@ -73,6 +77,9 @@ async fn a_bad_observation_is_answered_and_the_robot_stays_connected() {
         (with(1, "robot_id", Value::text("")), "`robot_id`"),
         (with(1, "rtc", Value::map([])), "`rtc`: expected either"),
         (with(1, "rtc", Value::map([("executed", Value::Integer(1))])), "rtc = \"server\""),
+        (with(1, "rtc", previous(&[2, 3], 0.0)), "`rtc`: `prev_chunk`: actions of shape [2, 3]"),
+        (with(1, "rtc", previous(&[11, 8], 0.0)), "`rtc`: `prev_chunk`: 11 actions"),
+        (with(1, "rtc", previous(&[1, 8], f32::NAN)), "`rtc`: `prev_chunk`: value 0 of action 0"),
         (Value::map([]), "`state`"),
         (Value::List(vec![]), "expected a map"),
     ] {
