@@ -1,3 +1,4 @@
 //! The policy server: robots send observations over the wire that openpi speaks, and get action chunks.
 
+pub mod load;
 pub mod wire;
