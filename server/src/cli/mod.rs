@@ -5,6 +5,7 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::cli::write_line(format_args!($($text)*)) };
 }
 
+mod bench_serve;
 mod boards;
 mod check;
 mod demo;
@@ -49,6 +50,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Check(check::Check),
     Simulate(simulate::Simulate),
+    BenchServe(bench_serve::BenchServe),
 }
 
 impl Cli {
@@ -64,6 +66,7 @@ impl Cli {
             Command::Plan(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Simulate(command) => command.run(),
+            Command::BenchServe(command) => command.run(),
         }
     }
 }
