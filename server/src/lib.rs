@@ -5,6 +5,7 @@ mod chunking;
 pub mod config;
 mod http;
 mod listen;
+pub mod load;
 mod metrics;
 pub mod openpi;
 mod server;

@@ -52,6 +52,20 @@ pub struct Latencies {
     pub max: f64,
 }
 
+impl Latencies {
+    /// Percentiles of these times in milliseconds, in whatever order they come.
+    pub fn of(mut milliseconds: Vec<f64>) -> Self {
+        milliseconds.sort_by(f64::total_cmp);
+        let Some(max) = milliseconds.last().copied() else { return Self::default() };
+        let count = milliseconds.len();
+        // The smallest value that the share of all does not exceed.
+        let percentile =
+            |share: f64| milliseconds[((count as f64 * share).ceil() as usize).clamp(1, count) - 1];
+        let mean = milliseconds.iter().sum::<f64>() / count as f64;
+        Self { mean, p50: percentile(0.5), p90: percentile(0.9), p99: percentile(0.99), max }
+    }
+}
+
 /// The throughput that the busiest chips allow.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bound {
@@ -170,14 +184,7 @@ fn unanswered(counts: &Counts, sent: &[Sent]) -> u64 {
 
 fn latencies(sent: &[Sent]) -> Latencies {
     let done = sent.iter().filter(|sent| sent.outcome.is_ok());
-    let mut sorted: Vec<f64> = done.map(|sent| milliseconds(sent.end - sent.at)).collect();
-    sorted.sort_by(f64::total_cmp);
-    let Some(max) = sorted.last().copied() else { return Latencies::default() };
-    // The smallest value that the share of all does not exceed.
-    let percentile =
-        |share: f64| sorted[((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len()) - 1];
-    let mean = sorted.iter().sum::<f64>() / sorted.len() as f64;
-    Latencies { mean, p50: percentile(0.5), p90: percentile(0.9), p99: percentile(0.99), max }
+    Latencies::of(done.map(|sent| milliseconds(sent.end - sent.at)).collect())
 }
 
 /// What the cost model allows all pipelines together, with full batches.

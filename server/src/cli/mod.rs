@@ -5,6 +5,7 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::cli::write_line(format_args!($($text)*)) };
 }
 
+mod bench_serve;
 mod boards;
 mod check;
 mod demo;
@@ -52,6 +53,7 @@ enum Command {
     Check(check::Check),
     Simulate(simulate::Simulate),
     Serve(serve::Serve),
+    BenchServe(bench_serve::BenchServe),
 }
 
 impl Cli {
@@ -68,6 +70,7 @@ impl Cli {
             Command::Check(command) => command.run(),
             Command::Simulate(command) => command.run(),
             Command::Serve(command) => command.run(),
+            Command::BenchServe(command) => command.run(),
         }
     }
 }
