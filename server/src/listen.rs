@@ -1,4 +1,7 @@
 //! Connections: how many, from where, and under TLS or not.
+//!
+//! Invariant *nothing-behind*: a connection is counted as long as its stream exists, as a websocket too; when its client is
+//! gone, so are stream, count and task.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};

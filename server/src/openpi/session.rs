@@ -1,8 +1,11 @@
 //! One robot's connection.
 //!
-//! Frames are read and pings answered while observations are computed. Answers go out in the order of their
-//! observations, a refusal as a text frame; the connection stays open whatever an observation holds, and closes when the
-//! protocol is broken, when the robot does not read or is silent for too long, and when the server stops.
+//! Invariants:
+//! - *in-order*: every observation is answered once, in the order in which observations came;
+//! - *stays-open*: whatever an observation holds, a refusal is a text frame and the connection goes on. It ends when the
+//!   protocol is broken, when the robot does not read or is silent for too long, and when the server stops.
+//!
+//! Frames are read and pings answered while observations are computed.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +27,9 @@ use crate::wire::write_msgpack;
 
 /// Observations of one connection that may be unanswered; robots send one at a time.
 const UNANSWERED: usize = 64;
+
+/// Time to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Connections so far, to name robots that do not name themselves.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
@@ -73,10 +79,8 @@ pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
         End::Gone => tracing::info!(robot = name, "robot disconnected"),
         End::Close(code, reason) => {
             tracing::info!(robot = name, code, reason, "connection closed");
-            let reason = Utf8Bytes::from(reason);
-            let close = session.socket.send(Message::Close(Some(CloseFrame { code, reason })));
             // The robot may not be listening any more.
-            let _ = timeout(Duration::from_secs(1), close).await;
+            let _ = timeout(GOODBYE, session.close(code, reason.into())).await;
         }
     }
     serving.metrics.sessions.dec();
@@ -106,6 +110,13 @@ impl Session {
                 _ = pings.tick() => self.ping().await?,
                 frame = self.socket.next() => self.frame(frame)?,
             }
+        }
+    }
+
+    /// Says why, and reads what was on its way: a connection that is dropped with something unread takes the reason back.
+    async fn close(&mut self, code: u16, reason: Utf8Bytes) {
+        if self.socket.send(Message::Close(Some(CloseFrame { code, reason }))).await.is_ok() {
+            while let Some(Ok(_)) = self.socket.next().await {}
         }
     }
 

@@ -1,8 +1,10 @@
 //! What travels between robots and the server: a tree of values, as msgpack or as JSON.
 //!
 //! Numpy arrays and scalars are read in the three ways that clients write them in msgpack, and written in openpi's own
-//! (`openpi_client/msgpack_numpy.py`). Nothing is allocated for what a message only claims to hold: text, bytes and array
-//! data are borrowed from it, and the number and depth of values are limited.
+//! (`openpi_client/msgpack_numpy.py`).
+//!
+//! Invariant *bounded-messages*: nothing is allocated for what a message only claims to hold. Text, bytes and array data
+//! are borrowed from it, and the number and depth of values are limited.
 
 mod array;
 mod read;
