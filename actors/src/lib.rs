@@ -50,6 +50,7 @@ pub mod simulate;
 mod stage;
 mod start;
 mod ticket;
+mod workers;
 
 pub use devices::DeviceError;
 pub use pipeline::{Pipeline, PipelineStats, Stats};
@@ -57,6 +58,7 @@ pub use recorder::SliceStats;
 pub use request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 pub use scheduler::Counts;
 pub use start::{Options, ProfileChoice, StartError, locate};
+pub use workers::Workers;
 
 pub use tensact_runtime as runtime;
 pub use tensact_topology as topology;

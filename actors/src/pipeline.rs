@@ -22,6 +22,7 @@ use crate::request::{ActionChunk, Chunking, InferError, Refusal, Request, Start,
 use crate::scheduler::{Answer, Counts, Limits};
 use crate::start::{Loaded, Options, StartError, checkpoint_of, needs_threads, this_machine};
 use crate::ticket::milliseconds;
+use crate::workers::Workers;
 
 /// What a pipeline has done and does.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -56,6 +57,7 @@ pub struct Pipeline {
     steps: Steps,
     statistics: Source,
     deadline: Option<Duration>,
+    workers: Workers,
 }
 
 impl Pipeline {
@@ -189,6 +191,7 @@ impl Pipeline {
             steps: loaded.steps,
             statistics: loaded.statistics,
             deadline: deadlines.default_ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok()),
+            workers: Workers::default(),
         })
     }
 
@@ -207,6 +210,16 @@ impl Pipeline {
         &self.sizes
     }
 
+    /// What prepares observations, for those who have to read them first.
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// Time to answer of requests that name none.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
     /// Actions for one observation, which counts as newer than those of its robot whose future was polled before. Dropping the future cancels the request: its stages let go of it at the next boundary
     /// (a vision pass, a layer of the prefix, a denoising step); a pass that others share goes on for them.
     ///
@@ -219,8 +232,8 @@ impl Pipeline {
         let state = observation.state.clone();
         let (preprocessor, sizes, steps) = (Arc::clone(&self.preprocessor), self.sizes, self.steps);
         let prepare = move || prepare(&preprocessor, &sizes, steps, &observation, &request);
-        let prepared = tokio::task::spawn_blocking(prepare).await;
-        let (sample, warnings) = prepared.map_err(|_| InferError::Interrupted)??;
+        let prepared = self.workers.run(prepare).await;
+        let (sample, warnings) = prepared.ok_or(InferError::Interrupted)??;
         let preprocess = clock.elapsed();
         let left = match deadline {
             Some(deadline) if deadline <= preprocess => {

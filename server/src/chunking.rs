@@ -35,14 +35,15 @@ impl Memory {
     ///
     /// # Errors
     /// When the robot relies on a memory that the server does not keep.
-    pub fn chunking(&self, rtc: &Rtc, robot: &Robot) -> Result<Option<Chunking>, ChunkingError> {
-        let (previous, delay) = match &rtc.previous {
-            Previous::Sent(previous) => (previous.clone(), rtc.delay.unwrap_or(0)),
+    pub fn chunking(&self, rtc: Rtc, robot: &Robot) -> Result<Option<Chunking>, ChunkingError> {
+        let Rtc { schedule, max_weight, .. } = rtc;
+        let (previous, delay) = match rtc.previous {
+            Previous::Sent(previous) => (previous, rtc.delay.unwrap_or(0)),
             Previous::Remembered { executed } => {
                 if robot.rtc != RtcMode::Server {
                     return Err(ChunkingError::NotRemembered);
                 }
-                match self.rest(*executed) {
+                match self.rest(executed) {
                     Some(rest) => (rest, rtc.delay.unwrap_or_else(|| self.delay(robot.control_hz))),
                     None => return Ok(None),
                 }
@@ -50,7 +51,6 @@ impl Memory {
         };
         let rows = previous.rows();
         let execution_horizon = rtc.execution_horizon.or(robot.execution_horizon).unwrap_or(rows);
-        let Rtc { schedule, max_weight, .. } = *rtc;
         Ok(Some(Chunking { previous, delay, execution_horizon, schedule, max_weight }))
     }
 

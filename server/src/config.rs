@@ -166,13 +166,14 @@ impl Limits {
 }
 
 /// Settings that contradict each other, or cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// The server cannot tell time in actions.
-    #[error(
-        "rtc = \"server\" needs control_hz, the actions that the robot executes in a second: expected more than 0"
-    )]
-    ControlRate,
+    #[error("rtc = \"server\" needs control_hz, the actions that the robot executes in a second")]
+    NoControlRate,
+    /// A rate that no robot has.
+    #[error("control_hz is {0}: expected more than 0 actions in a second")]
+    ControlRate(f64),
     /// A certificate without its key, or the other way round.
     #[error("TLS needs both tls_cert and tls_key")]
     HalfTls,
@@ -187,11 +188,10 @@ impl Config {
     /// # Errors
     /// Names the first that does not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let rate = self.robot.control_hz;
-        if rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite()))
-            || (self.robot.rtc == RtcMode::Server && rate.is_none())
-        {
-            return Err(ConfigError::ControlRate);
+        match self.robot.control_hz {
+            Some(rate) if !(rate > 0.0 && rate.is_finite()) => return Err(ConfigError::ControlRate(rate)),
+            None if self.robot.rtc == RtcMode::Server => return Err(ConfigError::NoControlRate),
+            _ => {}
         }
         if self.server.tls_cert.is_some() != self.server.tls_key.is_some() {
             return Err(ConfigError::HalfTls);

@@ -4,6 +4,7 @@
 //! gone, so are stream, count and task.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Limits;
@@ -47,13 +49,20 @@ pub(crate) enum Admission {
 
 /// The connections that are open.
 #[derive(Default)]
-pub(crate) struct Connections {
-    of: Mutex<HashMap<IpAddr, usize>>,
+pub(crate) struct Connections(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    /// Those that are served, by address.
+    served: HashMap<IpAddr, usize>,
+    /// Those that are told that they are not.
+    told: usize,
 }
 
 /// One open connection.
 pub(crate) struct Seat {
     address: IpAddr,
+    served: bool,
     serving: Arc<Serving>,
     connections: Arc<Connections>,
 }
@@ -62,7 +71,8 @@ impl Connections {
     /// Whether none is open.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        locked(&self.of).is_empty()
+        let open = locked(&self.0);
+        open.served.is_empty() && open.told == 0
     }
 
     /// Counts a connection, and says whether it is served; `None` for one that is not even told.
@@ -71,17 +81,21 @@ impl Connections {
         serving: &Arc<Serving>,
         address: IpAddr,
     ) -> Option<(Seat, Admission)> {
-        let limits = serving.config.server.limits;
-        let mut of = locked(&self.of);
-        let all: usize = of.values().sum();
-        let here = of.get(&address).copied().unwrap_or(0);
-        if all >= limits.connections.saturating_add(TOLD) {
+        let mut open = locked(&self.0);
+        let all = open.served.values().sum();
+        let here = open.served.get(&address).copied().unwrap_or(0);
+        let admission = admission(&serving.config.server.limits, all, here);
+        let served = matches!(admission, Admission::Admitted);
+        if served {
+            *open.served.entry(address).or_default() += 1;
+        } else if open.told < TOLD {
+            open.told += 1;
+        } else {
             return None;
         }
-        *of.entry(address).or_default() += 1;
         serving.metrics.connections.inc();
-        let seat = Seat { address, serving: Arc::clone(serving), connections: Arc::clone(self) };
-        Some((seat, admission(&limits, all, here)))
+        let seat = Seat { address, served, serving: Arc::clone(serving), connections: Arc::clone(self) };
+        Some((seat, admission))
     }
 }
 
@@ -99,11 +113,13 @@ fn admission(limits: &Limits, all: usize, here: usize) -> Admission {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.serving.metrics.connections.dec();
-        let mut of = locked(&self.connections.of);
-        if let Some(open) = of.get_mut(&self.address) {
-            *open -= 1;
-            if *open == 0 {
-                of.remove(&self.address);
+        let mut open = locked(&self.connections.0);
+        if !self.served {
+            open.told -= 1;
+        } else if let Entry::Occupied(mut here) = open.served.entry(self.address) {
+            *here.get_mut() -= 1;
+            if *here.get() == 0 {
+                here.remove();
             }
         }
     }
@@ -155,7 +171,12 @@ async fn secured(
     // Answers are small and awaited.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else { return connection(stream, seat, serving, router).await };
-    match timeout(serving.config.server.limits.header(), tls.accept(stream)).await {
+    let handshake = timeout(serving.config.server.limits.header(), tls.accept(stream));
+    let handshake = tokio::select! {
+        handshake = handshake => handshake,
+        () = serving.stop.cancelled() => return,
+    };
+    match handshake {
         Ok(Ok(stream)) => connection(stream, seat, serving, router).await,
         Ok(Err(error)) => tracing::info!(address = %seat.address, "no TLS: {error}"),
         Err(_) => tracing::info!(address = %seat.address, "the TLS handshake took too long"),
@@ -167,7 +188,10 @@ pub(crate) async fn connection<S>(stream: S, seat: Seat, serving: Arc<Serving>, 
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let stream = TokioIo::new(Seated { stream, _seat: seat });
+    let mut stream = TimeoutStream::new(stream);
+    // A client that does not read is not waited for.
+    stream.set_write_timeout(Some(serving.config.server.limits.idle()));
+    let stream = TokioIo::new(Seated { stream: Box::pin(stream), _seat: seat });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(serving.config.server.limits.header())

@@ -108,6 +108,11 @@ impl Metrics {
         }
     }
 
+    /// Counts a request that nobody waits for any more.
+    pub(crate) fn cancelled(&self) {
+        self.requests.get_or_create(&Outcome { outcome: "cancelled" }).inc();
+    }
+
     /// Everything, in the text format of OpenMetrics.
     pub(crate) fn text(&self, stats: Option<&Stats>) -> String {
         if let Some(stats) = stats {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tensact::Pipeline;
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{ApiKeys, ApiKeysError};
@@ -84,14 +84,16 @@ impl Server {
         let router = router(&serving);
         listen::accept(listener, tls, Arc::clone(&serving), router).await;
         serving.tasks.close();
+        let began = Instant::now();
         if timeout(grace, serving.tasks.wait()).await.is_err() {
             tracing::warn!("requests are still computed after {grace:?}: they are given up");
             serving.abandon.cancel();
+            // What is left has nothing to wait for but goodbyes.
+            serving.tasks.wait().await;
         }
         if let Some(policy) = serving.policy() {
-            policy.pipeline.shutdown(grace).await;
+            policy.pipeline.shutdown(grace.saturating_sub(began.elapsed())).await;
         }
-        serving.tasks.wait().await;
     }
 }
 

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use serde_json::{Value as Json, json};
 use tensact::runtime::preprocess::statistics::Source;
 use tensact::{Chunking, InferError, Pipeline, Refusal, Request};
-use tokio::sync::{Semaphore, SetOnce};
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,7 +16,7 @@ use crate::auth::ApiKeys;
 use crate::chunking::{ChunkingError, Memory};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::openpi::{Answer, Asked, BadObservation, Reader};
+use crate::openpi::{Answer, Asked, BadObservation, Reader, Rtc};
 use crate::wire::{Value, WireError, read_json, read_msgpack, write_msgpack};
 
 /// Unknown keys that are named in the log before it falls silent about them.
@@ -109,9 +109,23 @@ pub(crate) struct Serving {
     /// Connections and sessions.
     pub(crate) tasks: TaskTracker,
     policy: SetOnce<Policy>,
-    /// Messages that are read at a time, one for each core: images take memory.
-    readers: Semaphore,
     unknown: Mutex<BTreeSet<String>>,
+}
+
+/// A request that has no outcome yet; if it is dropped without one, nobody waits for it any more.
+struct Counted<'m>(&'m Metrics);
+
+impl Counted<'_> {
+    fn record(self, answer: &Result<Answer, Failure>) {
+        self.0.record(answer);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.cancelled();
+    }
 }
 
 /// Who asks.
@@ -126,7 +140,6 @@ pub(crate) struct Caller {
 
 impl Serving {
     pub(crate) fn new(config: Config, keys: ApiKeys) -> Arc<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             config,
             keys,
@@ -135,7 +148,6 @@ impl Serving {
             abandon: CancellationToken::new(),
             tasks: TaskTracker::new(),
             policy: SetOnce::new(),
-            readers: Semaphore::new(cores),
             unknown: Mutex::default(),
         })
     }
@@ -206,9 +218,9 @@ impl Serving {
         format: Format,
         caller: &Caller,
     ) -> Result<Answer, Failure> {
-        let arrived = Instant::now();
-        let answer = self.try_answer(arrived, message, format, caller).await;
-        self.metrics.record(&answer);
+        let counted = Counted(&self.metrics);
+        let answer = self.try_answer(Instant::now(), message, format, caller).await;
+        counted.record(&answer);
         if let Err(failure) = &answer {
             tracing::debug!(robot = caller.name.as_deref(), outcome = failure.outcome(), "{failure}");
         }
@@ -231,9 +243,11 @@ impl Serving {
         let asked = self.read(&policy.pipeline, message, format).await?;
         drop(turn);
         self.log_unknown(&asked.unknown);
-        let chunking = self.chunking(&asked, caller)?;
-        let Asked { observation, start, steps, deadline, robot, request_id, .. } = asked;
-        let deadline = deadline.map(|deadline| deadline.saturating_sub(arrived.elapsed()));
+        let Asked { observation, start, steps, deadline, robot, rtc, request_id, .. } = asked;
+        let chunking = rtc.map(|rtc| self.chunking(rtc, caller)).transpose()?.flatten();
+        let deadline = deadline
+            .or(policy.pipeline.deadline())
+            .map(|deadline| deadline.saturating_sub(arrived.elapsed()));
         let robot = robot.or_else(|| caller.name.clone());
         let request = Request { start, steps, chunking, deadline, robot };
         let chunk = policy.pipeline.infer(observation, request).await.map_err(Failure::named)?;
@@ -246,19 +260,15 @@ impl Serving {
 
     /// Reads a message off the async threads.
     async fn read(&self, pipeline: &Arc<Pipeline>, message: Bytes, format: Format) -> Result<Asked, Failure> {
-        // The semaphore is never closed.
-        let _permit = self.readers.acquire().await;
-        let (pipeline, image_pixels) = (Arc::clone(pipeline), self.config.server.limits.image_pixels);
+        let (reads, image_pixels) = (Arc::clone(pipeline), self.config.server.limits.image_pixels);
         let read = move || {
-            let reader =
-                Reader { preprocessor: pipeline.preprocessor(), sizes: pipeline.sizes(), image_pixels };
+            let reader = Reader { preprocessor: reads.preprocessor(), sizes: reads.sizes(), image_pixels };
             Ok(reader.read(format.read(&message)?)?)
         };
-        tokio::task::spawn_blocking(read).await.map_err(|_| Failure::Interrupted)?
+        pipeline.workers().run(read).await.ok_or(Failure::Interrupted)?
     }
 
-    fn chunking(&self, asked: &Asked, caller: &Caller) -> Result<Option<Chunking>, ChunkingError> {
-        let Some(rtc) = &asked.rtc else { return Ok(None) };
+    fn chunking(&self, rtc: Rtc, caller: &Caller) -> Result<Option<Chunking>, ChunkingError> {
         let robot = &self.config.robot;
         match &caller.memory {
             Some(memory) => locked(memory).chunking(rtc, robot),

@@ -315,6 +315,8 @@ impl Preprocessor {
             let keys: Vec<&str> = self.profile.state.iter().map(|part| part.keys[0].as_str()).collect();
             let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
             problems.push(Problem::StateDims { key: keys.join("` ++ `"), expected, got: state.len() });
+            // Values of a state of another robot have no names.
+            return problems;
         }
         for (dim, &value) in state.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
             problems.push(Problem::StateNotFinite { key: self.state_key(dim), dim, value });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -21,7 +21,7 @@ const MSGPACK: [&str; 4] =
     ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack", "application/octet-stream"];
 
 pub(super) async fn actions(State(serving): State<Arc<Serving>>, headers: HeaderMap, body: Body) -> Response {
-    let Some(format) = format(&headers, &CONTENT_TYPE) else {
+    let Some(format) = format(&headers) else {
         let message = "expected content-type application/json or application/msgpack";
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request", message);
     };
@@ -66,8 +66,8 @@ async fn message(serving: &Serving, body: Body) -> Result<Bytes, Response> {
     }
 }
 
-fn format(headers: &HeaderMap, name: &HeaderName) -> Option<Format> {
-    let value = headers.get(name)?.to_str().ok()?.split(';').next()?.trim();
+fn format(headers: &HeaderMap) -> Option<Format> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?.split(';').next()?.trim();
     if value.eq_ignore_ascii_case("application/json") {
         Some(Format::Json)
     } else {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{DefaultBodyLimit, FromRequestParts as _, Request, State};
-use axum::http::header::{CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::extract::{FromRequestParts as _, Request, State};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
@@ -34,7 +34,6 @@ pub(crate) fn router(serving: &Arc<Serving>) -> Router {
         .route("/v1/metadata", get(metadata))
         .route("/v1/actions", post(actions::actions))
         .fallback(websocket)
-        .layer(DefaultBodyLimit::max(serving.config.server.limits.message_bytes))
         .layer(from_fn_with_state(Arc::clone(serving), admit))
         .with_state(Arc::clone(serving))
 }
@@ -94,9 +93,14 @@ async fn metadata(State(serving): State<Arc<Serving>>) -> Response {
 /// A websocket, which robots open on any path.
 async fn websocket(State(serving): State<Arc<Serving>>, request: Request) -> Response {
     let (mut parts, _) = request.into_parts();
-    let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &serving).await else {
-        let message = format!("nothing is at {}: robots connect by websocket", parts.uri.path());
-        return refuse(StatusCode::NOT_FOUND, "not_found", &message);
+    let wants = parts.headers.contains_key(UPGRADE);
+    let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &serving).await {
+        Ok(upgrade) => upgrade,
+        Err(rejection) if wants => return refuse(rejection.status(), "bad_request", &rejection.body_text()),
+        Err(_) => {
+            let message = format!("nothing is at {}: robots connect by websocket", parts.uri.path());
+            return refuse(StatusCode::NOT_FOUND, "not_found", &message);
+        }
     };
     let most = serving.config.server.limits.message_bytes;
     // Counted from here on, so that the server waits for it when it stops.

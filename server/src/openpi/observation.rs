@@ -18,6 +18,21 @@ use crate::wire::{Array, Map, Value, shortened};
 /// Longest name of a robot or a request, in bytes.
 const NAME_MAX: usize = 256;
 
+/// Longest instruction, in bytes; policies read some two hundred tokens.
+const PROMPT_MAX: usize = 16 << 10;
+
+/// Problems of one message that are named.
+const PROBLEMS_MAX: usize = 20;
+
+/// Unknown keys of one message that are named.
+const UNKNOWN_MAX: usize = 64;
+
+/// How far floats of an image may be outside [0, 1], as filters leave them.
+const ROUNDING: f32 = 1e-3;
+
+/// How the server names robots that do not name themselves.
+pub(super) const UNNAMED: &str = "connection ";
+
 /// Longest deadline, a day.
 const DEADLINE_MAX_MS: f64 = 86_400_000.0;
 
@@ -79,7 +94,7 @@ impl Rtc {
     }
 }
 
-/// Everything that is wrong with a message.
+/// What is wrong with a message: all of it, unless that is a lot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct BadObservation(pub Vec<String>);
@@ -102,13 +117,20 @@ struct Reading {
     state: BTreeMap<String, Vec<f32>>,
     /// Place of the prompt's key among those that are read, and the prompt.
     prompt: Option<(usize, String)>,
+    /// Cameras that an image was read for, and its key.
+    cameras: BTreeMap<String, String>,
     problems: Vec<String>,
 }
 
 impl Reading {
     /// Keeps a value, or what is wrong with it.
     fn keep<T>(&mut self, key: &str, read: Result<T, String>) -> Option<T> {
-        read.map_err(|reason| self.problems.push(format!("`{}`: {reason}", shortened(key)))).ok()
+        if let Err(reason) = &read
+            && self.problems.len() < PROBLEMS_MAX
+        {
+            self.problems.push(format!("`{}`: {reason}", shortened(key)));
+        }
+        read.ok()
     }
 }
 
@@ -126,11 +148,11 @@ impl Reader<'_> {
         };
         let mut reading = Reading::default();
         self.entries("", map, &mut reading);
-        let Reading { mut asked, state, prompt, mut problems } = reading;
+        let Reading { mut asked, mut state, prompt, mut problems, .. } = reading;
         asked.observation.prompt = prompt.map(|(_, text)| text);
         // A part that could not be read has been named already.
         if problems.is_empty() {
-            match self.preprocessor.join_state(|key| state.get(key).cloned()) {
+            match self.preprocessor.join_state(|key| state.remove(key)) {
                 Ok(state) => asked.observation.state = state,
                 Err(error) => problems.extend(error.problems.iter().map(ToString::to_string)),
             }
@@ -144,11 +166,13 @@ impl Reader<'_> {
             let key = format!("{within}{key}");
             match value {
                 Value::Map(inner) if key == "rtc" => {
-                    let rtc = rtc(inner);
+                    let rtc = rtc(inner, self.sizes.horizon * self.preprocessor.action_dims());
                     reading.asked.rtc = reading.keep(&key, rtc).or(reading.asked.rtc.take());
                 }
                 Value::Map(inner) => self.entries(&format!("{key}/"), inner, reading),
-                value if !option(&key, &value, self.sizes, reading) => self.part(key, value, reading),
+                // As good as left out.
+                Value::Nil => {}
+                value if !self.option(&key, &value, reading) => self.part(key, value, reading),
                 _ => {}
             }
         }
@@ -159,20 +183,25 @@ impl Reader<'_> {
         let profile = self.preprocessor.profile();
         let prompt = profile.prompt.keys.iter().position(|known| *known == key);
         if let Some(place) = prompt {
-            let text = reading.keep(&key, text(&value));
+            let text = reading.keep(&key, text(&value, PROMPT_MAX));
             let sooner = reading.prompt.as_ref().is_none_or(|(other, _)| place < *other);
             if let Some(text) = text.filter(|_| sooner) {
                 reading.prompt = Some((place, text));
             }
         } else if profile.state.iter().flat_map(|part| &part.keys).any(|known| *known == key) {
-            if let Some(values) = reading.keep(&key, vector(&value)) {
+            if let Some(values) = reading.keep(&key, vector(&value, self.preprocessor.state_bounds().1)) {
                 reading.state.insert(key, values);
             }
-        } else if self.preprocessor.camera(&key).is_ok() {
-            if let Some(image) = reading.keep(&key, self.image(value)) {
+        } else if let Ok(camera) = self.preprocessor.camera(&key) {
+            let image = match reading.cameras.insert(camera.to_owned(), key.clone()) {
+                // Before it is decoded.
+                Some(first) => Err(format!("`{first}` is camera `{camera}` already; send one of them")),
+                None => self.image(value),
+            };
+            if let Some(image) = reading.keep(&key, image) {
                 reading.asked.observation.images.insert(key, image);
             }
-        } else if !self.preprocessor.ignores(&key) {
+        } else if !self.preprocessor.ignores(&key) && reading.asked.unknown.len() < UNKNOWN_MAX {
             reading.asked.unknown.push(shortened(&key));
         }
     }
@@ -208,7 +237,9 @@ impl Reader<'_> {
             return Err(format!("an image of {height}x{width} pixels; at most {most} pixels are taken"));
         }
         let image = if array.dtype().is_float() {
-            Image::from_f32(layout, height, width, array.to_f32())
+            let range = -ROUNDING..=1.0 + ROUNDING;
+            let near = |value: f32| if range.contains(&value) { value.clamp(0.0, 1.0) } else { value };
+            Image::from_f32(layout, height, width, array.to_f32().into_iter().map(near).collect())
         } else {
             let dtype = array.dtype();
             let bytes = array.into_u8().ok_or_else(|| {
@@ -220,47 +251,55 @@ impl Reader<'_> {
     }
 }
 
-/// Reads one of the optional keys; false if it is none.
-fn option(key: &str, value: &Value<'_>, sizes: &ModelSizes, reading: &mut Reading) -> bool {
-    match key {
-        "seed" => {
-            if let Some(seed) = reading.keep(key, whole(value)) {
-                // Noise says more than a seed.
-                if matches!(reading.asked.start, Start::Seed(_)) {
-                    reading.asked.start = Start::Seed(seed);
+impl Reader<'_> {
+    /// Reads one of the optional keys; false if it is none.
+    fn option(&self, key: &str, value: &Value<'_>, reading: &mut Reading) -> bool {
+        match key {
+            "seed" => {
+                if let Some(seed) = reading.keep(key, whole(value)) {
+                    // Noise says more than a seed.
+                    if matches!(reading.asked.start, Start::Seed(_)) {
+                        reading.asked.start = Start::Seed(seed);
+                    }
                 }
             }
-        }
-        "noise" => {
-            let shape = [sizes.horizon, sizes.action_dim];
-            let noise = rows(value).and_then(|noise| match noise.shape() == shape {
-                true => Ok(noise),
-                false => Err(format!("expected {shape:?} numbers, not {:?}", noise.shape())),
-            });
-            if let Some(noise) = reading.keep(key, noise) {
-                reading.asked.start = Start::Noise(noise);
+            "noise" => {
+                let shape = [self.sizes.horizon, self.sizes.action_dim];
+                let noise = rows(value, shape[0] * shape[1]).and_then(|noise| match noise.shape() == shape {
+                    true => Ok(noise),
+                    false => Err(format!("expected {shape:?} numbers, not {:?}", noise.shape())),
+                });
+                if let Some(noise) = reading.keep(key, noise) {
+                    reading.asked.start = Start::Noise(noise);
+                }
             }
-        }
-        "num_steps" => {
-            let steps = whole(value).and_then(|count| {
-                Steps::new(usize::try_from(count).unwrap_or(usize::MAX)).map_err(|error| error.to_string())
-            });
-            reading.asked.steps = reading.keep(key, steps);
-        }
-        "deadline_ms" => reading.asked.deadline = reading.keep(key, milliseconds(value)),
-        "robot_id" => reading.asked.robot = reading.keep(key, name(value)).map(Arc::from),
-        "request_id" => reading.asked.request_id = reading.keep(key, name(value)),
-        "rtc" => {
-            if !matches!(value, Value::Nil) {
+            "num_steps" => {
+                let steps = whole(value).and_then(|count| {
+                    Steps::new(usize::try_from(count).unwrap_or(usize::MAX))
+                        .map_err(|error| error.to_string())
+                });
+                reading.asked.steps = reading.keep(key, steps);
+            }
+            "deadline_ms" => reading.asked.deadline = reading.keep(key, milliseconds(value)),
+            "robot_id" => {
+                let robot = name(value).and_then(|robot| match robot.starts_with(UNNAMED) {
+                    true => Err(format!("names that begin with `{UNNAMED}` are for robots without one")),
+                    false => Ok(robot),
+                });
+                reading.asked.robot = reading.keep(key, robot).map(Arc::from);
+            }
+            "request_id" => reading.asked.request_id = reading.keep(key, name(value)),
+            "rtc" => {
                 reading.keep::<()>(key, Err(format!("expected a map, not {}", value.kind())));
             }
+            _ => return false,
         }
-        _ => return false,
+        true
     }
-    true
 }
 
-fn rtc(mut map: Map<'_>) -> Result<Rtc, String> {
+/// Real-time chunking whose previous chunk has at most so many values.
+fn rtc(mut map: Map<'_>, most: usize) -> Result<Rtc, String> {
     let mut take = |key: &str| map.remove(key).filter(|value| *value != Value::Nil);
     let count = |key: &str, value: Option<Value<'_>>| {
         value
@@ -276,7 +315,7 @@ fn rtc(mut map: Map<'_>) -> Result<Rtc, String> {
                     "`inference_delay` is missing: the actions executed while an answer is computed".into()
                 );
             }
-            Previous::Sent(rows(&previous).map_err(|reason| format!("`prev_chunk`: {reason}"))?)
+            Previous::Sent(rows(&previous, most).map_err(|reason| format!("`prev_chunk`: {reason}"))?)
         }
         (None, Some(executed)) => Previous::Remembered { executed },
         _ => return Err("expected either `prev_chunk` or `executed`".into()),
@@ -298,7 +337,7 @@ fn rtc(mut map: Map<'_>) -> Result<Rtc, String> {
 }
 
 fn schedule(value: &Value<'_>) -> Result<WeightSchedule, String> {
-    let name = text(value)?.to_ascii_lowercase();
+    let name = text(value, NAME_MAX)?.to_ascii_lowercase();
     Ok(match name.as_str() {
         "linear" => WeightSchedule::Linear,
         "exp" => WeightSchedule::Exp,
@@ -308,21 +347,24 @@ fn schedule(value: &Value<'_>) -> Result<WeightSchedule, String> {
     })
 }
 
-fn text(value: &Value<'_>) -> Result<String, String> {
-    match value {
-        Value::Text(text) => Ok(text.clone().into_owned()),
-        Value::Bytes(bytes) => {
-            std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| "bytes that are not UTF-8 text".into())
-        }
-        other => Err(format!("expected text, not {}", other.kind())),
+/// Text of at most so many bytes.
+fn text(value: &Value<'_>, most: usize) -> Result<String, String> {
+    let text = match value {
+        Value::Text(text) => text,
+        Value::Bytes(bytes) => std::str::from_utf8(bytes).map_err(|_| "bytes that are not UTF-8 text")?,
+        other => return Err(format!("expected text, not {}", other.kind())),
+    };
+    match text.len() {
+        length if length > most => Err(format!("text of {length} bytes: at most {most} are read")),
+        _ => Ok(text.to_owned()),
     }
 }
 
 fn name(value: &Value<'_>) -> Result<String, String> {
-    let text = text(value)?;
-    match text.len() {
-        1..=NAME_MAX => Ok(text),
-        length => Err(format!("a name of {length} bytes: expected 1 to {NAME_MAX}")),
+    let text = text(value, NAME_MAX)?;
+    match text.is_empty() || text.contains(char::is_control) {
+        true => Err("expected a name without control characters".into()),
+        false => Ok(text),
     }
 }
 
@@ -341,19 +383,27 @@ fn milliseconds(value: &Value<'_>) -> Result<Duration, String> {
     }
 }
 
+/// Shape and values of at most so many numbers, which are counted before they are converted.
+fn numbers(value: &Value<'_>, most: usize) -> Result<(Vec<usize>, Vec<f32>), String> {
+    match value.count() {
+        count if count > most => {
+            Err(format!("{} is too long: at most {most} numbers are read", value.kind()))
+        }
+        _ => value.numbers().ok_or_else(|| format!("expected numbers, not {}", value.kind())),
+    }
+}
+
 /// One number, or numbers in a row.
-fn vector(value: &Value<'_>) -> Result<Vec<f32>, String> {
-    match value.numbers() {
-        Some((shape, values)) if shape.len() <= 1 => Ok(values),
-        Some((shape, _)) => Err(format!("expected numbers in a row, not of shape {shape:?}")),
-        None => Err(format!("expected numbers, not {}", value.kind())),
+fn vector(value: &Value<'_>, most: usize) -> Result<Vec<f32>, String> {
+    match numbers(value, most)? {
+        (shape, values) if shape.len() <= 1 => Ok(values),
+        (shape, _) => Err(format!("expected numbers in a row, not of shape {shape:?}")),
     }
 }
 
 /// At least one row of at least one number.
-fn rows(value: &Value<'_>) -> Result<Tensor, String> {
-    let (shape, values) =
-        value.numbers().ok_or_else(|| format!("expected rows of numbers, not {}", value.kind()))?;
+fn rows(value: &Value<'_>, most: usize) -> Result<Tensor, String> {
+    let (shape, values) = numbers(value, most)?;
     match *shape {
         [rows, width] if rows > 0 && width > 0 => {
             Tensor::new(shape, values).map_err(|error| error.to_string())

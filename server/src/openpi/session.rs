@@ -18,10 +18,12 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite;
 
 use super::Answer;
+use super::observation::UNNAMED;
 use crate::serving::{Caller, Failure, Format, Serving};
 use crate::wire::write_msgpack;
 
@@ -34,13 +36,20 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Connections so far, to name robots that do not name themselves.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
-/// An observation that is answered, or not, and when it arrived.
-type Answered = (Instant, Result<Answer, Failure>);
+/// An observation that is answered, or not.
+struct Answered {
+    arrived: Instant,
+    /// Bytes of its message.
+    bytes: usize,
+    answer: Result<Answer, Failure>,
+}
 
 /// Why a connection ends.
 enum End {
     /// The robot is gone.
     Gone,
+    /// The robot says goodbye.
+    Left,
     /// It is told why.
     Close(u16, String),
 }
@@ -50,6 +59,8 @@ struct Session {
     socket: WebSocket,
     caller: Arc<Caller>,
     answers: FuturesOrdered<BoxFuture<'static, Answered>>,
+    /// Bytes of the messages that are unanswered.
+    unanswered_bytes: usize,
     /// When something was last heard of the robot.
     heard: Instant,
     /// How long the last answer took, sending included.
@@ -58,9 +69,9 @@ struct Session {
 
 /// Serves a robot until it leaves or the server stops.
 pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
-    let name = format!("connection {}", CONNECTIONS.fetch_add(1, Ordering::Relaxed));
+    let name = format!("{UNNAMED}{}", CONNECTIONS.fetch_add(1, Ordering::Relaxed));
     tracing::info!(robot = name, "robot connected");
-    serving.metrics.sessions.inc();
+    let _counted = Counted::new(&serving.metrics.sessions);
     let caller = Caller {
         name: Some(name.as_str().into()),
         memory: Some(Mutex::default()),
@@ -70,6 +81,7 @@ pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
         socket,
         caller: Arc::new(caller),
         answers: FuturesOrdered::new(),
+        unanswered_bytes: 0,
         heard: Instant::now(),
         previous: None,
         serving: Arc::clone(&serving),
@@ -77,13 +89,17 @@ pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
     let Err(end) = session.run().await;
     match end {
         End::Gone => tracing::info!(robot = name, "robot disconnected"),
+        End::Left => {
+            tracing::info!(robot = name, "robot left");
+            // Reading once more sends the goodbye back.
+            let _ = timeout(GOODBYE, session.socket.next()).await;
+        }
         End::Close(code, reason) => {
             tracing::info!(robot = name, code, reason, "connection closed");
             // The robot may not be listening any more.
             let _ = timeout(GOODBYE, session.close(code, reason.into())).await;
         }
     }
-    serving.metrics.sessions.dec();
 }
 
 impl Session {
@@ -96,19 +112,22 @@ impl Session {
         let (mut greeted, mut stopping) = (false, false);
         loop {
             if stopping && self.answers.is_empty() {
-                return Err(End::Close(close_code::AWAY, "the server is shutting down".into()));
+                return Err(shutting_down());
             }
             tokio::select! {
                 biased;
-                () = serving.abandon.cancelled() => return Err(End::Gone),
+                () = serving.abandon.cancelled() => return Err(shutting_down()),
                 () = serving.stop.cancelled(), if !stopping => stopping = true,
                 policy = serving.loaded(), if !greeted => {
                     greeted = true;
                     self.send(Message::Binary(policy.greeting.clone())).await?;
                 }
-                Some(answered) = self.answers.next(), if !self.answers.is_empty() => self.answer(answered).await?,
-                _ = pings.tick() => self.ping().await?,
+                // The metadata is the first frame.
+                Some(answered) = self.answers.next(), if (greeted || stopping) && !self.answers.is_empty() => {
+                    self.answer(answered).await?;
+                }
                 frame = self.socket.next() => self.frame(frame)?,
+                _ = pings.tick() => self.ping().await?,
             }
         }
     }
@@ -138,29 +157,48 @@ impl Session {
         match frame {
             None => Err(End::Gone),
             Some(Err(error)) => Err(broken(error)),
-            Some(Ok(Message::Close(_))) => Err(End::Gone),
+            Some(Ok(Message::Close(_))) => Err(End::Left),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
             Some(Ok(_)) if self.answers.len() == UNANSWERED => {
                 let reason = format!("more than {UNANSWERED} observations without reading an answer");
                 Err(End::Close(close_code::POLICY, reason))
             }
-            Some(Ok(Message::Binary(message))) => {
-                let (serving, caller) = (Arc::clone(&self.serving), Arc::clone(&self.caller));
-                let arrived = Instant::now();
-                let answer =
-                    async move { (arrived, serving.answer(message, Format::Msgpack, &caller).await) };
-                self.answers.push_back(Box::pin(answer));
-                Ok(())
-            }
+            Some(Ok(Message::Binary(message))) => self.observation(message),
             Some(Ok(Message::Text(_))) => {
-                let refusal = (Instant::now(), Err(Failure::TextFrame));
-                self.answers.push_back(Box::pin(std::future::ready(refusal)));
+                let answer = Err(Failure::TextFrame);
+                self.serving.metrics.record(&answer);
+                let answered = Answered { arrived: Instant::now(), bytes: 0, answer };
+                self.answers.push_back(Box::pin(std::future::ready(answered)));
                 Ok(())
             }
         }
     }
 
-    async fn answer(&mut self, (arrived, answer): Answered) -> Result<(), End> {
+    /// Begins to answer an observation.
+    fn observation(&mut self, message: Bytes) -> Result<(), End> {
+        let bytes = message.len();
+        self.unanswered_bytes += bytes;
+        let most = 2 * self.serving.config.server.limits.message_bytes;
+        if self.unanswered_bytes > most {
+            let reason = format!("more than {most} bytes of observations without reading an answer");
+            return Err(End::Close(close_code::POLICY, reason));
+        }
+        let (serving, caller, arrived) =
+            (Arc::clone(&self.serving), Arc::clone(&self.caller), Instant::now());
+        self.answers.push_back(Box::pin(async move {
+            tokio::select! {
+                _ = serving.loaded() => {}
+                () = serving.stop.cancelled() => {}
+            }
+            let answer = serving.answer(message, Format::Msgpack, &caller).await;
+            Answered { arrived, bytes, answer }
+        }));
+        Ok(())
+    }
+
+    async fn answer(&mut self, answered: Answered) -> Result<(), End> {
+        let Answered { arrived, bytes, answer } = answered;
+        self.unanswered_bytes -= bytes;
         let message = match &answer {
             Ok(answer) => Message::Binary(write_msgpack(&answer.value(self.previous)).into()),
             Err(failure) => Message::Text(failure.to_string().into()),
@@ -173,14 +211,31 @@ impl Session {
     /// Sends a frame to a robot that reads.
     async fn send(&mut self, message: Message) -> Result<(), End> {
         let abandon = self.serving.abandon.clone();
-        let sent = timeout(self.serving.config.server.limits.idle(), self.socket.send(message));
+        // The stream itself ends when nothing is read for too long.
         tokio::select! {
-            sent = sent => match sent {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) | Err(_) => Err(End::Gone),
-            },
-            () = abandon.cancelled() => Err(End::Gone),
+            sent = self.socket.send(message) => sent.map_err(|_| End::Gone),
+            () = abandon.cancelled() => Err(shutting_down()),
         }
+    }
+}
+
+fn shutting_down() -> End {
+    End::Close(close_code::AWAY, "the server is shutting down".into())
+}
+
+/// A session that is counted as long as it lasts.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -13,7 +13,7 @@ use axum::{Extension, Router};
 use tensact::runtime::checkpoint::synth::SynthSize;
 use tensact::topology::{Deployment, Variant};
 use tensact::{Options, Pipeline, ProfileChoice};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, Join, join};
 use tokio::time::Duration;
 
 use crate::auth::ApiKeys;
@@ -23,8 +23,14 @@ use crate::listen::{Connections, connection};
 use crate::serving::Serving;
 use robot::Robot;
 
+/// One end of a connection: what is read, and what is written.
+type Line = Join<DuplexStream, DuplexStream>;
+
 /// Bytes that a stream holds that nobody reads.
 const STREAM_BYTES: usize = 64 << 10;
+
+/// The same for answers on a connection that is soon full.
+const NARROW_BYTES: usize = 256;
 
 /// A server that is reached through memory.
 pub(super) struct Site {
@@ -64,12 +70,23 @@ impl Site {
     }
 
     /// A connection from this machine.
-    fn dial(&self) -> DuplexStream {
+    fn dial(&self) -> Line {
         self.dial_from(Ipv4Addr::LOCALHOST.into())
     }
 
-    fn dial_from(&self, address: IpAddr) -> DuplexStream {
-        let (near, far) = tokio::io::duplex(STREAM_BYTES);
+    /// A connection that holds little of what its client does not read.
+    fn dial_narrow(&self) -> Line {
+        self.dial_through(Ipv4Addr::LOCALHOST.into(), NARROW_BYTES)
+    }
+
+    fn dial_from(&self, address: IpAddr) -> Line {
+        self.dial_through(address, STREAM_BYTES)
+    }
+
+    fn dial_through(&self, address: IpAddr, bytes: usize) -> Line {
+        let (up, server_up) = tokio::io::duplex(STREAM_BYTES);
+        let (down, server_down) = tokio::io::duplex(bytes);
+        let (near, far) = (join(down, up), join(server_up, server_down));
         let (seat, admission) = self.connections.enter(&self.serving, address).unwrap();
         let router = self.router.clone().layer(Extension(admission));
         self.serving.tasks.spawn(connection(far, seat, Arc::clone(&self.serving), router));
@@ -83,9 +100,11 @@ impl Site {
     /// All that a request over HTTP brings back.
     async fn http(&self, request: &str) -> String {
         let mut stream = self.dial();
-        stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        // A server that has stopped does not listen.
+        if stream.write_all(request.as_bytes()).await.is_ok() {
+            stream.read_to_string(&mut answer).await.unwrap();
+        }
         answer
     }
 

@@ -9,10 +9,10 @@ use tokio::time::{Duration, Instant};
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::robot::{Robot, Told, actions, observation, with};
+use super::robot::{Robot, Told, actions, image, observation, with};
 use super::*;
 use crate::config::RtcMode;
-use crate::wire::{Array, Value, read_msgpack, write_msgpack};
+use crate::wire::{Array, ArrayError, Value, read_msgpack, write_msgpack};
 
 fn refusal(told: Result<Vec<f32>, Told>) -> String {
     match told {
@@ -75,10 +75,19 @@ async fn a_bad_observation_is_answered_and_the_robot_stays_connected() {
         (with(1, "noise", float(0.0)), "`noise`"),
         (with(1, "deadline_ms", Value::Integer(0)), "`deadline_ms`"),
         (with(1, "robot_id", Value::text("")), "`robot_id`"),
+        (with(1, "robot_id", Value::text("connection 1")), "`robot_id`: names that begin with"),
+        (with(1, "request_id", Value::text("a\nb")), "`request_id`"),
+        (with(1, "state", Value::Unreadable(ArrayError::Dims(9))), "`state`"),
+        (with(1, "state", Value::Array(Array::of_f32(&[9], &[f32::NAN; 9]).unwrap())), "too long: at most 8"),
+        (with(1, "prompt", Value::text("a".repeat(20_000))), "`prompt`: text of 20000 bytes"),
+        (with(1, "base_0_rgb", image(1)), "`base_0_rgb` is camera `base_0_rgb` already"),
         (with(1, "rtc", Value::map([])), "`rtc`: expected either"),
         (with(1, "rtc", Value::map([("executed", Value::Integer(1))])), "rtc = \"server\""),
         (with(1, "rtc", previous(&[2, 3], 0.0)), "`rtc`: `prev_chunk`: actions of shape [2, 3]"),
-        (with(1, "rtc", previous(&[11, 8], 0.0)), "`rtc`: `prev_chunk`: 11 actions"),
+        (
+            with(1, "rtc", previous(&[11, 8], 0.0)),
+            "`rtc`: `prev_chunk`: an array of shape [11, 8] and dtype <f4 is too long: at most 80",
+        ),
         (with(1, "rtc", previous(&[1, 8], f32::NAN)), "`rtc`: `prev_chunk`: value 0 of action 0"),
         (Value::map([]), "`state`"),
         (Value::List(vec![]), "expected a map"),
@@ -92,6 +101,28 @@ async fn a_bad_observation_is_answered_and_the_robot_stays_connected() {
     robot.socket.send(Message::text("hello")).await.unwrap();
     assert!(matches!(robot.receive().await, Err(Told::Refusal(text)) if text.contains("binary frame")));
     assert_eq!(robot.ask(&observation(1)).await.unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_needed_is_not_in_the_way() {
+    let site = Site::new(Config::default()).await;
+    let mut robot = site.robot().await;
+    let expected = robot.ask(&observation(1)).await.unwrap();
+    for key in
+        ["seed", "noise", "num_steps", "deadline_ms", "robot_id", "request_id", "rtc", "images/left_wrist"]
+    {
+        assert_eq!(robot.ask(&with(1, key, Value::Nil)).await.unwrap(), expected, "{key}");
+    }
+    let stamp = Value::map([
+        ("__ndarray__", Value::Bool(true)),
+        ("dtype", Value::text("<M8[ns]")),
+        ("shape", Value::List(vec![])),
+        ("data", Value::Bytes([0; 8][..].into())),
+    ]);
+    assert_eq!(robot.ask(&with(1, "stamp", stamp.clone())).await.unwrap(), expected);
+    assert!(
+        refusal(robot.ask(&with(1, "state", stamp)).await).contains("`state`: expected numbers, not dtype")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,6 +237,58 @@ async fn a_server_that_stops_finishes_what_it_has_begun() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_takes_longer_than_the_grace_is_given_up() {
+    let site = Site::new(Config::default()).await;
+    let mut robot = site.robot().await;
+    robot.send(write_msgpack(&with(1, "num_steps", Value::Integer(1000)))).await;
+    in_flight(&site).await;
+    site.serving.stop.cancel();
+    site.serving.abandon.cancel();
+    assert!(matches!(robot.receive().await, Err(Told::Close(1001, _))));
+    site.assert_empty().await;
+    assert!(site.get("/metrics").await.is_empty(), "nobody is served any more");
+    assert!(site.serving.metrics.text(None).contains("tensact_requests_total{outcome=\"cancelled\"} 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_is_answered() {
+    let site = Site::new(Config::default()).await;
+    let mut robot = site.robot().await;
+    robot.socket.close(None).await.unwrap();
+    assert!(matches!(robot.socket.next().await, Some(Ok(Message::Close(_)))));
+    assert!(robot.socket.next().await.is_none());
+    site.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn robots_that_do_not_read_keep_nobody_waiting() {
+    let site = Site::new(Config::default()).await;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut good = site.robot().await;
+    let mut stalled = Vec::new();
+    for _ in 0..2 * cores {
+        let mut robot = Robot::connect(site.dial_narrow()).await;
+        // The refusal is longer than the stream, so that the server waits with the observation behind it.
+        robot.send(write_msgpack(&with(1, "prompt", Value::Unreadable(ArrayError::Dims(9))))).await;
+        for number in 0..4 {
+            robot.send(write_msgpack(&with(number, "images/base", Value::text("a".repeat(400))))).await;
+        }
+        stalled.push(robot);
+    }
+    let began = Instant::now();
+    good.ask(&observation(1)).await.unwrap();
+    assert!(began.elapsed() < site.serving.config.server.limits.idle() / 2, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deployments_deadline_counts_from_the_arrival_of_a_message() {
+    let site = Site::with_limits(Config::default(), "[deadlines]\ndefault_ms = 0.001").await;
+    let mut robot = site.robot().await;
+    assert!(refusal(robot.ask(&observation(1)).await).contains("are wanted after 0.0 ms"));
+    robot.ask(&with(1, "deadline_ms", Value::Integer(1000))).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_who_has_a_key_gets_in() {
     let site = Site::loading(Config::default(), ApiKeys::new(["secret"], "test").unwrap());
     site.load("").await;
@@ -238,7 +321,9 @@ async fn connections_are_counted() {
     let _third = Robot::connect(site.dial_from(elsewhere(1))).await;
     let refused = client_async("ws://test/", site.dial_from(elsewhere(2))).await;
     assert!(matches!(refused, Err(Error::Http(response)) if response.status() == 503));
-    drop(first);
+    // Who is refused takes nobody's place.
+    let crowd: Vec<_> = (0..10).map(|_| site.dial()).collect();
+    drop((first, crowd));
     while site.serving.metrics.connections.get() > 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -253,11 +338,12 @@ async fn who_is_too_slow_is_left() {
     let mut half = site.dial();
     half.write_all(b"GET /healthz HTTP/1.1\r\nhost").await.unwrap();
     let silent = site.robot().await;
-    let mut deaf = site.robot().await;
+    let mut deaf = Robot::connect(site.dial_narrow()).await;
     let mut talking = site.robot().await;
-    for _ in 0..60 {
-        deaf.send(write_msgpack(&observation(1))).await;
-    }
+    deaf.send(write_msgpack(&observation(1))).await;
+    // Nor is an answer over HTTP waited for that nobody reads.
+    let mut unread = site.dial_narrow();
+    unread.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
     // A robot that only answers pings stays.
     let pongs =
         tokio::time::timeout(limits.idle() * 4, async { while talking.socket.next().await.is_some() {} });
@@ -265,7 +351,7 @@ async fn who_is_too_slow_is_left() {
     assert_eq!(site.serving.metrics.sessions.get(), 1);
     assert_eq!(site.serving.metrics.connections.get(), 1);
     assert!(started.elapsed() >= limits.idle());
-    drop((half, silent, deaf));
+    drop((half, silent, deaf, unread));
     talking.ask(&observation(1)).await.unwrap();
 }
 
@@ -359,6 +445,44 @@ async fn single_requests_are_answered_as_robots_are() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(answer.contains(r#"{"error":{"kind":"bad_request""#), "{answer}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn single_requests_are_refused_with_a_status() {
+    let limits = "[batching]\nmax_requests = 1\nmax_in_flight = 1\n[admission]\nqueue = 1";
+    let site = Site::with_limits(config(|config| config.server.limits.message_bytes = 4096), limits).await;
+    let mut robots = [site.robot().await, site.robot().await];
+    for robot in &mut robots {
+        robot.send(write_msgpack(&with(1, "num_steps", Value::Integer(1000)))).await;
+        in_flight(&site).await;
+    }
+    while site.serving.policy().unwrap().pipeline.stats().await.waiting == 0 {
+        tokio::task::yield_now().await;
+    }
+    let ask = async |message: &Value<'_>| {
+        let mut stream = site.dial();
+        stream.write_all(&post("application/msgpack", &write_msgpack(message))).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let full = ask(&observation(1)).await;
+    assert!(full.starts_with("HTTP/1.1 429 ") && full.contains("\"waiting\":1,\"capacity\":1"), "{full}");
+    assert!(full.contains("retry-after: 1"), "{full}");
+    for robot in &mut robots {
+        robot.receive().await.unwrap();
+    }
+    let late = ask(&with(1, "deadline_ms", Value::Float(0.5))).await;
+    assert!(late.starts_with("HTTP/1.1 429 ") && late.contains("\"expected_ms\""), "{late}");
+    let long = ask(&with(1, "prompt", Value::text("a".repeat(5000)))).await;
+    assert!(long.starts_with("HTTP/1.1 413 "), "{long}");
+    let slow = site
+        .http(
+            "POST /v1/actions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n\
+                          connection: close\r\ncontent-length: 10\r\n\r\n{",
+        )
+        .await;
+    assert!(slow.starts_with("HTTP/1.1 408 "), "{slow}");
 }
 
 #[tokio::test(start_paused = true)]

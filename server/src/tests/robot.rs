@@ -1,17 +1,17 @@
 //! A robot as openpi's client is one.
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::Line;
 use crate::wire::{Array, Value, read_msgpack, write_msgpack};
 
 /// Side of the images, in pixels.
 const SIDE: usize = 8;
 
 pub(super) struct Robot {
-    pub(super) socket: WebSocketStream<DuplexStream>,
+    pub(super) socket: WebSocketStream<Line>,
     /// The first frame.
     pub(super) metadata: Vec<u8>,
 }
@@ -25,7 +25,7 @@ pub(super) enum Told {
 }
 
 impl Robot {
-    pub(super) async fn connect(stream: DuplexStream) -> Self {
+    pub(super) async fn connect(stream: Line) -> Self {
         let (mut socket, _) = client_async("ws://test/", stream).await.unwrap();
         let Some(Ok(Message::Binary(metadata))) = socket.next().await else { panic!("no metadata") };
         Self { socket, metadata: metadata.to_vec() }
@@ -62,11 +62,15 @@ pub(super) fn actions(answer: &[u8]) -> Vec<f32> {
     answer.remove("actions").unwrap().numbers().unwrap().1
 }
 
+/// A picture of one shade.
+pub(super) fn image(number: u32) -> Value<'static> {
+    Value::Array(Array::of_u8(&[SIDE, SIDE, 3], vec![number as u8; SIDE * SIDE * 3]).unwrap())
+}
+
 /// An observation of the generic robot that differs from those of other numbers.
 pub(super) fn observation(number: u32) -> Value<'static> {
-    let image = Array::of_u8(&[SIDE, SIDE, 3], vec![number as u8; SIDE * SIDE * 3]).unwrap();
     Value::map([
-        ("images/base", Value::Array(image)),
+        ("images/base", image(number)),
         ("state", Value::Array(Array::of_f32(&[8], &[number as f32; 8]).unwrap())),
         ("prompt", Value::text("pick up the red block")),
     ])

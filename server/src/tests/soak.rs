@@ -77,7 +77,7 @@ async fn live(site: Arc<Site>, habit: Habit, seed: u64, expected: Arc<Vec<Vec<f3
                 sleep(pause * 60).await;
             }
             Habit::Floods => {
-                let mut robot = site.robot().await;
+                let robot = site.robot().await;
                 let slow = write_msgpack(&with(number as u32, "num_steps", Value::Integer(100)));
                 let (mut sender, mut receiver) = robot.socket.split();
                 let flood = async {

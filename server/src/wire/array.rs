@@ -81,14 +81,19 @@ impl Dtype {
         self.kind == Kind::Float
     }
 
-    /// One value of exactly its size.
-    fn value(self, bytes: &[u8]) -> f64 {
+    /// The bits of one value of exactly its size.
+    fn bits(self, bytes: &[u8]) -> u64 {
         let mut little = [0; 8];
         little[..self.size].copy_from_slice(bytes);
         if self.big_endian {
             little[..self.size].reverse();
         }
-        let bits = u64::from_le_bytes(little);
+        u64::from_le_bytes(little)
+    }
+
+    /// One value of exactly its size.
+    fn value(self, bytes: &[u8]) -> f64 {
+        let bits = self.bits(bytes);
         match (self.kind, self.size) {
             (Kind::Float, 2) => f16::from_bits(bits as u16).to_f64(),
             (Kind::Float, 4) => f64::from(f32::from_bits(bits as u32)),
@@ -197,6 +202,19 @@ impl<'a> Array<'a> {
         self.data.chunks_exact(self.dtype.size).map(|value| self.dtype.value(value) as f32).collect()
     }
 
+    /// Its only value, if it is a whole number from 0 on.
+    pub fn whole(&self) -> Option<u64> {
+        if self.data.len() != self.dtype.size {
+            return None;
+        }
+        match self.dtype.kind {
+            Kind::Bool | Kind::Unsigned => Some(self.dtype.bits(&self.data)),
+            Kind::Signed if self.dtype.value(&self.data) < 0.0 => None,
+            Kind::Signed => Some(self.dtype.bits(&self.data)),
+            Kind::Float => None,
+        }
+    }
+
     /// Its values, if they are bytes.
     pub fn into_u8(self) -> Option<Vec<u8>> {
         (self.dtype == Dtype::U8).then(|| self.data.into_owned())
@@ -211,8 +229,15 @@ impl fmt::Display for Array<'_> {
 
 /// The array or scalar that a map stands for; the map itself if it is one. openpi's arrays and scalars have
 /// `__ndarray__` or `__npgeneric__`, those of the package msgpack-numpy have `nd`.
-pub(super) fn from_map(mut map: Map<'_>) -> Result<Value<'_>, ArrayError> {
+pub(super) fn from_map(map: Map<'_>) -> Value<'_> {
+    read_map(map).unwrap_or_else(Value::Unreadable)
+}
+
+fn read_map(mut map: Map<'_>) -> Result<Value<'_>, ArrayError> {
     if map.contains_key("__ndarray__") {
+        if let Some(text) = text(&map) {
+            return Ok(text);
+        }
         let dtype = dtype(map.get("dtype"), "dtype")?;
         return array(&mut map, dtype);
     }
@@ -244,6 +269,30 @@ pub(super) fn from_map(mut map: Map<'_>) -> Result<Value<'_>, ArrayError> {
         }
         _ => Ok(Value::Map(map)),
     }
+}
+
+/// An array that is one string: `<U12` in UTF-32 or `|S12` in bytes, filled up with zeros.
+fn text(map: &Map<'_>) -> Option<Value<'static>> {
+    let dtype = match map.get("dtype")? {
+        Value::Text(dtype) => &**dtype,
+        Value::Bytes(dtype) => std::str::from_utf8(dtype).ok()?,
+        _ => return None,
+    };
+    let (Value::List(shape), Value::Bytes(data)) = (map.get("shape")?, map.get("data")?) else { return None };
+    if !shape.is_empty() {
+        return None;
+    }
+    let text = match dtype.trim_start_matches(['<', '|']).chars().next()? {
+        'U' => {
+            let letters = data.chunks_exact(4).map(|letter| {
+                char::from_u32(u32::from_le_bytes([letter[0], letter[1], letter[2], letter[3]]))
+            });
+            letters.collect::<Option<String>>()?
+        }
+        'S' => String::from_utf8(data.to_vec()).ok()?,
+        _ => return None,
+    };
+    Some(Value::Text(text.trim_end_matches('\0').to_owned().into()))
 }
 
 fn dtype(value: Option<&Value<'_>>, part: &'static str) -> Result<Dtype, ArrayError> {

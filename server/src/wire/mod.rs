@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 pub use array::{Array, ArrayError, Dtype};
 pub(crate) use read::shortened;
-pub use read::{DEPTH_MAX, VALUES_MAX, WireError, read_json, read_msgpack};
+pub use read::{DEPTH_MAX, KEY_MAX, VALUES_MAX, WireError, read_json, read_msgpack};
 pub use write::write_msgpack;
 
 /// A map's values by their keys.
@@ -40,10 +40,12 @@ pub enum Value<'a> {
     Bytes(Cow<'a, [u8]>),
     /// Values in order.
     List(Vec<Value<'a>>),
-    /// Values by name; names may be written as text or as bytes.
+    /// Values by name; names may be written as text, bytes or numbers.
     Map(Map<'a>),
     /// A numpy array.
     Array(Array<'a>),
+    /// What says it is a numpy array, and is none that can be used. It harms nobody who does not need it.
+    Unreadable(ArrayError),
 }
 
 impl<'a> Value<'a> {
@@ -68,6 +70,16 @@ impl<'a> Value<'a> {
             Self::List(list) => format!("a list of {}", list.len()),
             Self::Map(_) => "a map".into(),
             Self::Array(array) => array.to_string(),
+            Self::Unreadable(error) => error.to_string(),
+        }
+    }
+
+    /// How many numbers it holds, if they are numbers.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Array(array) => array.shape().iter().fold(1, |count, dim| count.saturating_mul(*dim)),
+            Self::List(list) => list.iter().map(Self::count).fold(0, usize::saturating_add),
+            _ => 1,
         }
     }
 
@@ -86,16 +98,13 @@ impl<'a> Value<'a> {
     pub fn whole(&self) -> Option<u64> {
         match self {
             Self::Integer(value) => u64::try_from(*value).ok(),
-            Self::Array(array) if array.shape().is_empty() && !array.dtype().is_float() => {
-                let value = array.to_f64().first().copied()?;
-                (value >= 0.0).then_some(value as u64)
-            }
+            Self::Array(array) if array.shape().is_empty() => array.whole(),
             _ => None,
         }
     }
 
-    /// Shape and values of an array, of (nested) lists of numbers, or of one number, whose shape is empty. `None` for
-    /// anything else, and for lists whose members differ in length.
+    /// Shape and values of an array, of (nested) lists of numbers, or of one number, whose shape is empty; [`Value::count`]
+    /// tells how many there will be. `None` for anything else, and for lists whose members differ in length.
     pub fn numbers(&self) -> Option<(Vec<usize>, Vec<f32>)> {
         match self {
             Self::Array(array) => Some((array.shape().to_vec(), array.to_f32())),

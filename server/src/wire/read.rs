@@ -1,11 +1,11 @@
 //! Messages to values, within limits.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::io::ErrorKind;
 
-use serde::Deserialize as _;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::{Map, Value, array};
 
@@ -14,6 +14,9 @@ pub const VALUES_MAX: usize = 65_536;
 
 /// How deep maps and lists may nest.
 pub const DEPTH_MAX: usize = 16;
+
+/// Longest key, in bytes.
+pub const KEY_MAX: usize = 256;
 
 /// A message that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +39,7 @@ pub fn read_msgpack(message: &[u8]) -> Result<Value<'_>, WireError> {
     let value = Seed { values: &values, depth: 0 }
         .deserialize(&mut deserializer)
         .map_err(|damage| error(damage.to_string()))?;
-    match IgnoredAny::deserialize(&mut deserializer) {
+    match deserializer.deserialize_any(Nothing) {
         Err(rmp_serde::decode::Error::InvalidMarkerRead(end)) if end.kind() == ErrorKind::UnexpectedEof => {
             Ok(value)
         }
@@ -55,6 +58,17 @@ pub fn read_json(message: &[u8]) -> Result<Value<'_>, WireError> {
     let value = Seed { values: &values, depth: 0 }.deserialize(&mut deserializer).map_err(error)?;
     deserializer.end().map_err(error)?;
     Ok(value)
+}
+
+/// Takes no value, so that reading fails at once if there is one.
+struct Nothing;
+
+impl Visitor<'_> for Nothing {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing")
+    }
 }
 
 /// Reads one value; counts what is left of the message's allowance.
@@ -140,16 +154,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let seed = self.deeper()?;
         let mut map = Map::new();
         while let Some(key) = entries.next_key_seed(seed)? {
-            let key = match key {
-                Value::Text(text) => text,
-                Value::Bytes(bytes) => match String::from_utf8(bytes.into_owned()) {
-                    Ok(text) => text.into(),
-                    Err(_) => return Err(A::Error::custom("a key that is not UTF-8")),
-                },
-                other => {
-                    return Err(A::Error::custom(format!("a key that is {}: expected text", other.kind())));
-                }
-            };
+            let key = key_text(key).map_err(A::Error::custom)?;
             let value = entries
                 .next_value_seed(seed)
                 .map_err(|error| A::Error::custom(format!("`{}`: {error}", shortened(&key))))?;
@@ -158,7 +163,23 @@ impl<'de> Visitor<'de> for Seed<'_> {
             }
             map.insert(key, value);
         }
-        array::from_map(map).map_err(A::Error::custom)
+        Ok(array::from_map(map))
+    }
+}
+
+/// A key as text; numbers are keys in some programs.
+fn key_text(key: Value<'_>) -> Result<Cow<'_, str>, String> {
+    let text = match key {
+        Value::Text(text) => text,
+        Value::Bytes(Cow::Borrowed(bytes)) => {
+            std::str::from_utf8(bytes).map_err(|_| "a key that is not UTF-8")?.into()
+        }
+        Value::Integer(number) => number.to_string().into(),
+        other => return Err(format!("a key that is {}: expected text", other.kind())),
+    };
+    match text.len() {
+        ..=KEY_MAX => Ok(text),
+        length => Err(format!("a key of {length} bytes: at most {KEY_MAX} are read")),
     }
 }
 

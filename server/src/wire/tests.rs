@@ -54,6 +54,7 @@ fn read(raw: &Raw) -> Result<Vec<f64>, String> {
     let message = message(raw);
     match read_msgpack(&message).map_err(|error| error.to_string())? {
         Value::Array(array) => Ok(array.to_f64()),
+        Value::Unreadable(error) => Err(error.to_string()),
         other => panic!("{other:?}"),
     }
 }
@@ -142,14 +143,36 @@ fn arrays_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn an_array_that_is_one_string_is_text() {
+    let letters: Vec<u8> = "go\0\0".chars().flat_map(|letter| u32::from(letter).to_le_bytes()).collect();
+    for raw in [openpi("<U4", &[], &letters), openpi("|S4", &[], b"go\0\0")] {
+        assert_eq!(read_msgpack(&message(&raw)).unwrap(), Value::text("go"));
+    }
+    let strings = message(&openpi("<U2", &[2], &letters));
+    assert!(matches!(read_msgpack(&strings).unwrap(), Value::Unreadable(_)));
+    let surrogate = message(&openpi("<U1", &[], &0xd800u32.to_le_bytes()));
+    assert!(matches!(read_msgpack(&surrogate).unwrap(), Value::Unreadable(_)));
+}
+
+#[test]
+fn whole_numbers_keep_all_their_digits() {
+    for (dtype, data, value) in [
+        ("<u8", u64::MAX.to_le_bytes(), Some(u64::MAX)),
+        ("<i8", i64::MAX.to_le_bytes(), Some(i64::MAX as u64)),
+        ("<i8", (-1i64).to_le_bytes(), None),
+        ("<f8", 1f64.to_le_bytes(), None),
+    ] {
+        assert_eq!(read_msgpack(&message(&openpi(dtype, &[], &data))).unwrap().whole(), value, "{dtype}");
+    }
+}
+
+#[test]
 fn errors_name_the_keys_that_lead_there() {
-    let raw = Raw::Map(vec![(
-        Raw::Text("images"),
-        Raw::Map(vec![(Raw::Text("top"), openpi("<f4", &[2], &[0; 4]))]),
-    )]);
+    let twice = vec![(Raw::Text("a"), Raw::Number(1)), (Raw::Text("a"), Raw::Number(2))];
+    let raw = Raw::Map(vec![(Raw::Text("images"), Raw::Map(vec![(Raw::Text("top"), Raw::Map(twice))]))]);
     let message = message(&raw);
     let error = read_msgpack(&message).unwrap_err().to_string();
-    assert!(error.contains("`images`: `top`: an array of shape [2]"), "{error}");
+    assert!(error.contains("`images`: `top`: key `a` is there twice"), "{error}");
 }
 
 #[test]
@@ -177,6 +200,9 @@ fn limits_hold_at_their_edge() {
         |values: u32| [vec![0xdd], values.to_be_bytes().to_vec(), vec![0xc0; values as usize]].concat();
     assert!(read_msgpack(&long(VALUES_MAX as u32 - 1)).is_ok());
     assert!(read_msgpack(&long(VALUES_MAX as u32)).is_err());
+    let key = |length: usize| serde_json::to_vec(&serde_json::json!({ ("k".repeat(length)): 1 })).unwrap();
+    assert!(read_json(&key(KEY_MAX)).is_ok());
+    assert!(read_json(&key(KEY_MAX + 1)).is_err());
     let deep = "[".repeat(DEPTH_MAX + 1) + &"]".repeat(DEPTH_MAX + 1);
     assert!(read_json(deep.as_bytes()).is_err());
     assert!(read_json(&deep.as_bytes()[1..deep.len() - 1]).is_ok());
@@ -195,7 +221,11 @@ fn a_message_is_one_value() {
         .is_err(),
         "one key twice"
     );
-    assert!(read_msgpack(&message(&Raw::Map(vec![(Raw::Number(1), Raw::Number(1))]))).is_err());
+    assert!(read_msgpack(&[0xc0, 0x91]).is_err(), "half a list behind it");
+    let number_as_key = message(&Raw::Map(vec![(Raw::Number(1), Raw::Number(2))]));
+    assert_eq!(read_msgpack(&number_as_key).unwrap(), Value::map([("1", Value::Integer(2))]));
+    let list_as_key = message(&Raw::Map(vec![(Raw::List(vec![]), Raw::Number(1))]));
+    assert!(read_msgpack(&list_as_key).is_err());
 }
 
 #[test]

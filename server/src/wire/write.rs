@@ -37,6 +37,7 @@ impl Serialize for Value<'_> {
             Self::List(list) => serializer.collect_seq(list),
             Self::Map(map) => serializer.collect_map(map),
             Self::Array(array) => array.serialize(serializer),
+            Self::Unreadable(_) => serializer.serialize_unit(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod logs;
 
+use std::env::VarError;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -140,9 +141,12 @@ impl Serve {
         tracing::info!(address = %server.address(), "listening");
         stop_on_signals(server.handle())?;
         let handle = server.handle();
-        let serving = tokio::spawn(server.serve());
-        let pipeline = self.pipeline(deployment, &options).await;
-        let pipeline = pipeline.inspect_err(|_| handle.stop())?;
+        let mut serving = tokio::spawn(server.serve());
+        let pipeline = tokio::select! {
+            pipeline = self.pipeline(deployment, &options) => pipeline?,
+            // Somebody does not want it any more.
+            served = &mut serving => return served.map_err(told),
+        };
         if *pipeline.statistics() == Source::Nowhere && !self.emulate {
             tracing::warn!("the checkpoint has no statistics: state and actions pass unscaled");
         }
@@ -159,8 +163,9 @@ impl Serve {
             }
             (Some(deployment), _) => Pipeline::start(deployment, options).await,
             (None, Some(checkpoint)) => {
-                let checkpoint = tokio::task::block_in_place(|| open_checkpoint(checkpoint))?;
-                Pipeline::host(&Arc::new(checkpoint), options).await
+                let checkpoint = checkpoint.clone();
+                let opened = tokio::task::spawn_blocking(move || open_checkpoint(&checkpoint)).await;
+                Pipeline::host(&Arc::new(opened.map_err(told)??), options).await
             }
             (None, None) => return Err(miette!("neither a deployment file nor a checkpoint is given")),
         };
@@ -196,8 +201,11 @@ impl Serve {
     fn keys(&self, config: &Config) -> miette::Result<ApiKeys> {
         let keys = match (&self.server.api_keys, std::env::var(KEYS_VARIABLE), &config.server.api_keys) {
             (None, Ok(keys), _) => ApiKeys::new(keys.split(','), KEYS_VARIABLE),
+            (None, Err(error @ VarError::NotUnicode(_)), _) => {
+                return Err(miette!("{KEYS_VARIABLE}: {error}"));
+            }
             (_, _, Some(file)) => ApiKeys::open(file),
-            _ => return Ok(ApiKeys::default()),
+            (_, _, None) => return Ok(ApiKeys::default()),
         };
         keys.map_err(told)
     }
