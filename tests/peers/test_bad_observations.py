@@ -79,7 +79,7 @@ BAD: dict[str, tuple[Callable[[], Frame], tuple[str, ...]]] = {
     "a rest without a delay": (lambda: good() | {"rtc": {"prev_chunk": np.zeros((4, 7))}}, ("rtc", "inference_delay")),
     "a rest of another robot": (
         lambda: good() | {"rtc": {"prev_chunk": np.zeros((4, 3)), "inference_delay": 1}},
-        ("previous chunk", "[4, 3]", "7"),
+        ("prev_chunk", "[4, 3]", "7"),
     ),
     "a list": (lambda: msgpack.packb([1, 2, 3]), ("map",)),
     "a number": (lambda: msgpack.packb(7), ("map",)),

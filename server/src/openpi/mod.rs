@@ -2,8 +2,10 @@
 
 mod answer;
 mod observation;
+mod rtc;
 mod session;
 
 pub use answer::Answer;
-pub use observation::{Asked, BadObservation, Previous, Reader, Rtc};
+pub use observation::{Asked, BadObservation, Reader};
+pub use rtc::{Previous, Rtc};
 pub(crate) use session::session;

@@ -8,15 +8,16 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use tensact::Start;
 use tensact::runtime::Tensor;
-use tensact::runtime::model::flow::{Steps, WeightSchedule};
+use tensact::runtime::model::flow::Steps;
 use tensact::runtime::observation::{Image, Layout, Observation};
 use tensact::runtime::preprocess::Preprocessor;
 use tensact::topology::ModelSizes;
 
+use super::rtc::{Rtc, rtc};
 use crate::wire::{Array, Map, Value, shortened};
 
 /// Longest name of a robot or a request, in bytes.
-const NAME_MAX: usize = 256;
+pub(super) const NAME_MAX: usize = 256;
 
 /// Longest instruction, in bytes; policies read some two hundred tokens.
 const PROMPT_MAX: usize = 16 << 10;
@@ -35,9 +36,6 @@ pub(super) const UNNAMED: &str = "connection ";
 
 /// Longest deadline, a day.
 const DEADLINE_MAX_MS: f64 = 86_400_000.0;
-
-/// Largest guidance weight unless a robot names another; LeRobot's default.
-const MAX_GUIDANCE_WEIGHT: f32 = 10.0;
 
 /// What a robot's message asks for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -58,40 +56,6 @@ pub struct Asked {
     pub request_id: Option<String>,
     /// Keys that mean nothing here.
     pub unknown: Vec<String>,
-}
-
-/// Real-time chunking, as a robot asks for it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rtc {
-    /// What is still being executed.
-    pub previous: Previous,
-    /// Actions that will be executed while the answer is computed.
-    pub delay: Option<usize>,
-    /// Actions that will be executed before the next chunk takes over.
-    pub execution_horizon: Option<usize>,
-    /// How the weight of the previous chunk falls.
-    pub schedule: WeightSchedule,
-    /// Largest guidance weight.
-    pub max_weight: f32,
-}
-
-/// What is still being executed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Previous {
-    /// Actions that the robot has not executed yet, `[≤ horizon, robot dims]`.
-    Sent(Tensor),
-    /// What the last answer holds behind so many executed actions.
-    Remembered {
-        /// Executed actions of it.
-        executed: usize,
-    },
-}
-
-impl Rtc {
-    /// Whether it relies on what the server remembers.
-    pub fn is_remembered(&self) -> bool {
-        matches!(self.previous, Previous::Remembered { .. })
-    }
 }
 
 /// What is wrong with a message: all of it, unless that is a lot.
@@ -298,57 +262,8 @@ impl Reader<'_> {
     }
 }
 
-/// Real-time chunking whose previous chunk has at most so many values.
-fn rtc(mut map: Map<'_>, most: usize) -> Result<Rtc, String> {
-    let mut take = |key: &str| map.remove(key).filter(|value| *value != Value::Nil);
-    let count = |key: &str, value: Option<Value<'_>>| {
-        value
-            .map(|value| whole(&value).map(|count| usize::try_from(count).unwrap_or(usize::MAX)))
-            .transpose()
-            .map_err(|reason| format!("`{key}`: {reason}"))
-    };
-    let delay = count("inference_delay", take("inference_delay"))?;
-    let previous = match (take("prev_chunk"), count("executed", take("executed"))?) {
-        (Some(previous), None) => {
-            if delay.is_none() {
-                return Err(
-                    "`inference_delay` is missing: the actions executed while an answer is computed".into()
-                );
-            }
-            Previous::Sent(rows(&previous, most).map_err(|reason| format!("`prev_chunk`: {reason}"))?)
-        }
-        (None, Some(executed)) => Previous::Remembered { executed },
-        _ => return Err("expected either `prev_chunk` or `executed`".into()),
-    };
-    let schedule = match take("prefix_attention_schedule") {
-        None => WeightSchedule::default(),
-        Some(value) => schedule(&value).map_err(|reason| format!("`prefix_attention_schedule`: {reason}"))?,
-    };
-    let max_weight = match take("max_guidance_weight") {
-        None => MAX_GUIDANCE_WEIGHT,
-        Some(value) => value
-            .number()
-            .map(|weight| weight as f32)
-            .filter(|weight| *weight > 0.0 && weight.is_finite())
-            .ok_or("`max_guidance_weight`: expected a number above 0")?,
-    };
-    let execution_horizon = count("execution_horizon", take("execution_horizon"))?;
-    Ok(Rtc { previous, delay, execution_horizon, schedule, max_weight })
-}
-
-fn schedule(value: &Value<'_>) -> Result<WeightSchedule, String> {
-    let name = text(value, NAME_MAX)?.to_ascii_lowercase();
-    Ok(match name.as_str() {
-        "linear" => WeightSchedule::Linear,
-        "exp" => WeightSchedule::Exp,
-        "ones" => WeightSchedule::Ones,
-        "zeros" => WeightSchedule::Zeros,
-        _ => return Err("expected linear, exp, ones or zeros".into()),
-    })
-}
-
 /// Text of at most so many bytes.
-fn text(value: &Value<'_>, most: usize) -> Result<String, String> {
+pub(super) fn text(value: &Value<'_>, most: usize) -> Result<String, String> {
     let text = match value {
         Value::Text(text) => text,
         Value::Bytes(bytes) => std::str::from_utf8(bytes).map_err(|_| "bytes that are not UTF-8 text")?,
@@ -368,7 +283,7 @@ fn name(value: &Value<'_>) -> Result<String, String> {
     }
 }
 
-fn whole(value: &Value<'_>) -> Result<u64, String> {
+pub(super) fn whole(value: &Value<'_>) -> Result<u64, String> {
     value.whole().ok_or_else(|| match value.number() {
         Some(number) => format!("expected a whole number from 0 on, not {number}"),
         None => format!("expected a whole number, not {}", value.kind()),
@@ -402,7 +317,7 @@ fn vector(value: &Value<'_>, most: usize) -> Result<Vec<f32>, String> {
 }
 
 /// At least one row of at least one number.
-fn rows(value: &Value<'_>, most: usize) -> Result<Tensor, String> {
+pub(super) fn rows(value: &Value<'_>, most: usize) -> Result<Tensor, String> {
     let (shape, values) = numbers(value, most)?;
     match *shape {
         [rows, width] if rows > 0 && width > 0 => {

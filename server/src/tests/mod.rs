@@ -2,6 +2,8 @@
 //! that mean no good, without a socket. The chips are emulated, and their digests show whose answer an answer is.
 
 mod abuse;
+mod http;
+mod limits;
 mod protocol;
 mod robot;
 mod soak;
@@ -31,6 +33,13 @@ const STREAM_BYTES: usize = 64 << 10;
 
 /// The same for answers on a connection that is soon full.
 const NARROW_BYTES: usize = 256;
+
+/// Settings with a change.
+fn config(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::default();
+    change(&mut config);
+    config
+}
 
 /// A server that is reached through memory.
 pub(super) struct Site {
@@ -110,6 +119,14 @@ impl Site {
 
     async fn get(&self, path: &str) -> String {
         self.http(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await
+    }
+
+    /// Waits until the pipeline works on something.
+    async fn in_flight(&self) {
+        let pipeline = &self.serving.policy().unwrap().pipeline;
+        while pipeline.stats().await.pipelines[0].in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Nothing is left of anybody.

@@ -56,6 +56,14 @@ impl Robot {
     }
 }
 
+/// What a robot was refused with.
+pub(super) fn refusal(told: Result<Vec<f32>, Told>) -> String {
+    match told {
+        Err(Told::Refusal(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The actions of an answer.
 pub(super) fn actions(answer: &[u8]) -> Vec<f32> {
     let Value::Map(mut answer) = read_msgpack(answer).unwrap() else { panic!("no map") };
