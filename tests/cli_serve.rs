@@ -36,13 +36,19 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(mut command: Command) -> Self {
+    fn start(command: Command) -> Self {
+        let mut serving = Self::listening(command);
+        serving.logged("ready");
+        serving
+    }
+
+    /// A server that may still load its policy.
+    fn listening(mut command: Command) -> Self {
         command.args(["--port", "0", "--log-format", "json"]).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let mut serving = Self { child, log, address: String::new() };
         serving.address = serving.logged("listening")["address"].as_str().unwrap().to_owned();
-        serving.logged("ready");
         serving
     }
 
@@ -64,6 +70,11 @@ impl Serving {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
+    }
+
+    fn terminate(&mut self) {
+        let kill = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(kill.success());
     }
 
     fn metadata(&self) -> Value {
@@ -109,10 +120,52 @@ fn keys_of_the_environment_open_the_server() {
 fn a_termination_is_an_orderly_end() {
     let folder = folder(DEPLOYMENT);
     let mut serving = Serving::start(command(folder.path(), "serve fleet.toml --emulate"));
-    let kill = Command::new("kill").arg(serving.child.id().to_string()).status().unwrap();
-    assert!(kill.success());
+    serving.terminate();
     serving.logged("shutting down");
     assert!(serving.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_termination_does_not_wait_for_weights() {
+    let folder = folder(DEPLOYMENT);
+    // A hub that takes calls and never answers.
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = command(folder.path(), "serve --checkpoint somebody/policy");
+    command.env("HF_ENDPOINT", format!("http://{}", hub.local_addr().unwrap())).env("HF_HOME", folder.path());
+    let mut serving = Serving::listening(command);
+    assert!(serving.get("/healthz", "").ends_with("OK\n"));
+    assert!(serving.get("/readyz", "").starts_with("HTTP/1.1 503 "));
+    serving.terminate();
+    assert!(serving.child.wait().unwrap().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn clients_that_vanish_leave_no_file_open() {
+    let folder = folder(DEPLOYMENT);
+    let serving = Serving::start(command(folder.path(), "serve fleet.toml --emulate"));
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", serving.child.id())).unwrap().count();
+    serving.get("/healthz", "");
+    let before = files();
+    let upgrade = "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    for round in 0..50 {
+        let mut robot = TcpStream::connect(&serving.address).unwrap();
+        robot.write_all(upgrade.as_bytes()).unwrap();
+        // The answer and the beginning of the first frame.
+        robot.read_exact(&mut [0; 128]).unwrap();
+        // Some go in the middle of a frame, some without a word.
+        robot.write_all(&[0x82, 0xfe, 0x10, 0x00, 1, 2, 3, 4, 5][..round % 10]).unwrap();
+        let mut half = TcpStream::connect(&serving.address).unwrap();
+        half.write_all(b"GET /metrics HT").unwrap();
+    }
+    // The kernel tells the server of each when it likes to.
+    let patience = std::time::Instant::now();
+    while files() > before {
+        assert!(patience.elapsed().as_secs() < 60, "{} files are open, {before} were before", files());
+        std::thread::yield_now();
+    }
+    assert!(serving.get("/metrics", "").contains("tensact_sessions 0"));
 }
 
 #[test]

@@ -147,8 +147,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The same, with times that count from before what took so long.
-    pub(crate) fn after(mut self, before: Duration) -> Self {
+    /// The same, with times that count from before something that took so long.
+    #[must_use]
+    pub fn after(mut self, before: Duration) -> Self {
         let before_ms = milliseconds(before);
         match &mut self {
             Self::DeadlineImpossible { deadline_ms, expected_ms, .. } => {

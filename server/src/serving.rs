@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use serde_json::{Value as Json, json};
@@ -58,9 +59,10 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Why the pipeline gave no actions, with the key of what was wrong.
-    fn named(error: InferError) -> Self {
+    /// Why the pipeline gave no actions, with the key of what was wrong, and times from before the message was read.
+    fn of(error: InferError, reading: Duration) -> Self {
         match error {
+            InferError::Refused(refusal) => InferError::Refused(refusal.after(reading)).into(),
             InferError::Previous(reason) => {
                 BadObservation(vec![format!("`rtc`: `prev_chunk`: {reason}")]).into()
             }
@@ -245,12 +247,13 @@ impl Serving {
         self.log_unknown(&asked.unknown);
         let Asked { observation, start, steps, deadline, robot, rtc, request_id, .. } = asked;
         let chunking = rtc.map(|rtc| self.chunking(rtc, caller)).transpose()?.flatten();
-        let deadline = deadline
-            .or(policy.pipeline.deadline())
-            .map(|deadline| deadline.saturating_sub(arrived.elapsed()));
+        let reading = arrived.elapsed();
+        let deadline = deadline.or(policy.pipeline.deadline());
+        let deadline = deadline.map(|deadline| deadline.saturating_sub(reading));
         let robot = robot.or_else(|| caller.name.clone());
         let request = Request { start, steps, chunking, deadline, robot };
-        let chunk = policy.pipeline.infer(observation, request).await.map_err(Failure::named)?;
+        let chunk = policy.pipeline.infer(observation, request).await;
+        let chunk = chunk.map_err(|error| Failure::of(error, reading))?;
         let took = arrived.elapsed();
         if let Some(memory) = &caller.memory {
             locked(memory).remember(&chunk, took);

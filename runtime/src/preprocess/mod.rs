@@ -34,6 +34,9 @@ use crate::observation::{Image, Observation};
 use cameras::Cameras;
 use statistics::Source;
 
+/// Values of a state that are named when they are no numbers; a state may be as long as its sender likes.
+const VALUES_NAMED: usize = 16;
+
 /// Prepares the observations of one robot for one checkpoint, and its actions for the robot.
 #[derive(Debug)]
 pub struct Preprocessor {
@@ -315,10 +318,9 @@ impl Preprocessor {
             let keys: Vec<&str> = self.profile.state.iter().map(|part| part.keys[0].as_str()).collect();
             let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
             problems.push(Problem::StateDims { key: keys.join("` ++ `"), expected, got: state.len() });
-            // Values of a state of another robot have no names.
-            return problems;
         }
-        for (dim, &value) in state.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+        let wrong = state.iter().enumerate().filter(|(_, value)| !value.is_finite());
+        for (dim, &value) in wrong.take(VALUES_NAMED) {
             problems.push(Problem::StateNotFinite { key: self.state_key(dim), dim, value });
         }
         problems
