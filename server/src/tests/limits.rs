@@ -3,14 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::StreamExt as _;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Duration, Instant};
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::robot::{Robot, Told, actions, observation, with};
 use super::*;
-use crate::wire::{ArrayError, Value, write_msgpack};
+use crate::wire::{Value, write_msgpack};
 
 #[tokio::test(start_paused = true)]
 async fn who_never_reads_an_answer_is_told_to_go() {
@@ -27,6 +27,18 @@ async fn who_never_reads_an_answer_is_told_to_go() {
         }
     };
     assert!(matches!(&told, Told::Close(1008, reason) if reason.contains("64 observations")), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unanswered_observations_are_weighed() {
+    let site = Site::new(config(|config| config.server.limits.message_bytes = 4096)).await;
+    let mut robot = site.robot().await;
+    robot.send(write_msgpack(&with(1, "num_steps", Value::Integer(1000)))).await;
+    for _ in 0..3 {
+        robot.send(write_msgpack(&with(1, "prompt", Value::text("a".repeat(3000))))).await;
+    }
+    let told = robot.receive().await.unwrap_err();
+    assert!(matches!(&told, Told::Close(1008, reason) if reason.contains("8192 bytes")), "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,7 +92,9 @@ async fn robots_that_do_not_read_keep_nobody_waiting() {
     for _ in 0..2 * cores {
         let mut robot = Robot::connect(site.dial_narrow()).await;
         // The refusal is longer than the stream, so that the server waits with the observation behind it.
-        robot.send(write_msgpack(&with(1, "prompt", Value::Unreadable(ArrayError::Dims(9))))).await;
+        let keys =
+            ["seed", "noise", "num_steps", "deadline_ms", "robot_id", "request_id", "rtc", "state", "prompt"];
+        robot.send(write_msgpack(&Value::map(keys.map(|key| (key, Value::List(vec![])))))).await;
         for number in 0..4 {
             robot.send(write_msgpack(&with(number, "images/base", Value::text("a".repeat(400))))).await;
         }
@@ -95,7 +109,7 @@ async fn robots_that_do_not_read_keep_nobody_waiting() {
 async fn only_who_has_a_key_gets_in() {
     let site = Site::loading(Config::default(), ApiKeys::new(["secret"], "test").unwrap());
     site.load("").await;
-    for path in ["/metrics", "/v1/metadata", "/nothing"] {
+    for path in ["/metrics", "/v1/metadata", "/nothing", "/healthz/", "/healthz/../metrics", "/readyz/x"] {
         assert!(site.get(path).await.starts_with("HTTP/1.1 401 "), "{path}");
     }
     for path in ["/healthz", "/readyz", "/openapi.json"] {
@@ -140,6 +154,8 @@ async fn who_is_too_slow_is_left() {
     let started = Instant::now();
     let mut half = site.dial();
     half.write_all(b"GET /healthz HTTP/1.1\r\nhost").await.unwrap();
+    half.read_to_end(&mut Vec::new()).await.unwrap();
+    assert!(started.elapsed() <= 2 * limits.header(), "{:?}", started.elapsed());
     let silent = site.robot().await;
     let mut deaf = Robot::connect(site.dial_narrow()).await;
     let mut talking = site.robot().await;

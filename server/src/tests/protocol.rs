@@ -136,7 +136,9 @@ async fn of_a_robots_waiting_observations_only_the_newest_is_answered() {
     let expected = [robot.ask(&observation(1)).await.unwrap(), robot.ask(&observation(3)).await.unwrap()];
     robot.send(write_msgpack(&observation(1))).await;
     site.in_flight().await;
-    robot.send(write_msgpack(&observation(2))).await;
+    // However long the older one takes to read.
+    let large = Array::of_f32(&[1024, 1024, 3], &vec![0.5; 3 << 20]).unwrap();
+    robot.send(write_msgpack(&with(2, "images/base", Value::Array(large)))).await;
     robot.send(write_msgpack(&observation(3))).await;
     assert_eq!(actions(&robot.receive().await.unwrap()), expected[0]);
     assert!(matches!(robot.receive().await, Err(Told::Refusal(text)) if text.contains("newer observation")));
