@@ -100,14 +100,16 @@ impl Connections {
 }
 
 fn admission(limits: &Limits, all: usize, here: usize) -> Admission {
-    let (open, most, whose) = match () {
-        () if all >= limits.connections => (all, limits.connections, "in all"),
-        () if here >= limits.connections_per_address => {
-            (here, limits.connections_per_address, "from this address")
-        }
-        () => return Admission::Admitted,
+    let refused = |open: usize, most: usize, whose: &str| {
+        Admission::Refused(format!("{open} connections {whose} are open, and at most {most} may be").into())
     };
-    Admission::Refused(format!("{open} connections {whose} are open, and at most {most} may be").into())
+    if all >= limits.connections {
+        refused(all, limits.connections, "in all")
+    } else if here >= limits.connections_per_address {
+        refused(here, limits.connections_per_address, "from this address")
+    } else {
+        Admission::Admitted
+    }
 }
 
 impl Drop for Seat {
