@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use tensact::runtime::config::OPENPI_CAMERAS;
 use tensact::runtime::observation::{Image, Layout, Observation};
+use tensact::simulate::Latencies;
 use tensact::topology::{Deployment, ModelSizes, Variant};
 use tensact::{Options, Pipeline, Request};
 use tensact_server::config::Config;
@@ -31,8 +33,6 @@ const WARM_UP: u32 = 8;
 /// Pixels of a side; what the vision tower takes.
 const SIDE: usize = 224;
 
-const CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
-
 type Socket = WebSocketStream<TcpStream>;
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -47,7 +47,7 @@ async fn main() -> Result<(), Error> {
     config.server.port = 0;
     let server = Server::bind(config, ApiKeys::default()).await?;
     let (address, handle) = (server.address(), server.handle());
-    handle.load(pipeline().await?, "galaxy-bh");
+    handle.load(pipeline().await?);
     let serving = tokio::spawn(server.serve());
 
     println!(
@@ -68,9 +68,9 @@ async fn main() -> Result<(), Error> {
             inside.extend(times.0);
             outside.extend(times.1);
         }
-        let [inside, outside] = [inside, outside].map(|times| (quantile(&times, 0.5), quantile(&times, 0.9)));
-        let show = |(median, most): (f64, f64)| format!("{median:.2} ({most:.2})");
-        println!("{robots:>6} {:>18} {:>18} {:>14.2}", show(inside), show(outside), outside.0 - inside.0);
+        let [inside, outside] = [inside, outside].map(Latencies::of);
+        let show = |times: Latencies| format!("{:.2} ({:.2})", times.p50, times.p90);
+        println!("{robots:>6} {:>18} {:>18} {:>14.2}", show(inside), show(outside), outside.p50 - inside.p50);
     }
     handle.stop();
     Ok(serving.await?)
@@ -98,7 +98,7 @@ async fn drive(
             let image = || Image::from_u8(Layout::Hwc, SIDE, SIDE, pixels.clone());
             let mut seen =
                 Observation { state: vec![0.0; 8], prompt: Some("go".into()), ..Observation::default() };
-            for camera in CAMERAS {
+            for camera in OPENPI_CAMERAS {
                 seen.images.insert(camera.into(), image()?);
             }
             beside.infer(seen, Request::default()).await?;
@@ -107,7 +107,7 @@ async fn drive(
             let image = || Array::of_u8(&[SIDE, SIDE, 3], &pixels[..]).map_or(Value::Nil, Value::Array);
             let state = Array::of_f32(&[8], &[0.0; 8]).map_or(Value::Nil, Value::Array);
             let mut entries = vec![("state", state), ("prompt", Value::text("go"))];
-            entries.extend(CAMERAS.map(|camera| (camera, image())));
+            entries.extend(OPENPI_CAMERAS.map(|camera| (camera, image())));
             socket.send(Message::Binary(write_msgpack(&Value::map(entries)).into())).await?;
             read_msgpack(&answer(&mut socket).await?)?;
             outside.push(began.elapsed().as_secs_f64() * 1e3);
@@ -125,10 +125,4 @@ async fn answer(socket: &mut Socket) -> Result<Vec<u8>, Error> {
             other => return Err(format!("expected an answer, not {other:?}").into()),
         }
     }
-}
-
-fn quantile(times: &[f64], share: f64) -> f64 {
-    let mut times = times.to_vec();
-    times.sort_by(f64::total_cmp);
-    times.get((times.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
 }

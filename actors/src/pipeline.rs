@@ -11,8 +11,8 @@ use tensact_runtime::observation::Observation;
 use tensact_runtime::policy::Sample;
 use tensact_runtime::preprocess::statistics::Source;
 use tensact_runtime::preprocess::{Prepared, Preprocessor, Warning};
-use tensact_topology::ModelSizes;
 use tensact_topology::deployment::Deployment;
+use tensact_topology::{Board, ModelSizes};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -53,6 +53,7 @@ pub struct PipelineStats {
 pub struct Pipeline {
     engine: Engine,
     preprocessor: Arc<Preprocessor>,
+    board: Arc<Board>,
     sizes: ModelSizes,
     steps: Steps,
     statistics: Source,
@@ -172,8 +173,9 @@ impl Pipeline {
         let Deployment { batching, admission, deadlines, .. } = deployment;
         let loaded = tokio::task::spawn_blocking(move || load(&deployment)).await;
         let loaded = loaded.map_err(|_| StartError::Interrupted)??;
+        let board = Arc::new(loaded.board);
         let engine = Engine::start(Blueprint {
-            board: Arc::new(loaded.board),
+            board: Arc::clone(&board),
             sizes: loaded.sizes,
             placement: loaded.placement,
             limits: Limits::new(batching, admission),
@@ -187,6 +189,7 @@ impl Pipeline {
         Ok(Self {
             engine: engine.await,
             preprocessor: Arc::new(loaded.preprocessor),
+            board,
             sizes: loaded.sizes,
             steps: loaded.steps,
             statistics: loaded.statistics,
@@ -205,6 +208,11 @@ impl Pipeline {
         &self.statistics
     }
 
+    /// The board that it runs on.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// The policy's sizes.
     pub fn sizes(&self) -> &ModelSizes {
         &self.sizes
@@ -220,8 +228,9 @@ impl Pipeline {
         self.deadline
     }
 
-    /// Actions for one observation, which counts as newer than those of its robot whose future was polled before. Dropping the future cancels the request: its stages let go of it at the next boundary
-    /// (a vision pass, a layer of the prefix, a denoising step); a pass that others share goes on for them.
+    /// Actions for one observation, which counts as newer than those of its robot whose future was polled before. Dropping
+    /// the future cancels the request: its stages let go of it at the next boundary (a vision pass, a layer of the prefix,
+    /// a denoising step); a pass that others share goes on for them.
     ///
     /// # Errors
     /// When observation, noise or previous chunk cannot be used; when the pipeline refuses the request or gives it up.

@@ -29,8 +29,22 @@ pub enum ProfileChoice {
     File(PathBuf),
 }
 
+impl From<&str> for ProfileChoice {
+    /// A name, or the path of a TOML file.
+    fn from(text: &str) -> Self {
+        match Path::new(text).extension() {
+            Some(extension) if extension == "toml" => Self::File(text.into()),
+            _ => Self::Named(text.into()),
+        }
+    }
+}
+
 impl ProfileChoice {
-    fn load(&self) -> Result<Profile, ProfileError> {
+    /// The profile.
+    ///
+    /// # Errors
+    /// When there is none of this name, or the file cannot be read or is no profile.
+    pub fn load(&self) -> Result<Profile, ProfileError> {
         match self {
             Self::Named(name) => Profile::named(name),
             Self::File(path) => Profile::open(path),

@@ -14,14 +14,14 @@ const LATENCIES: usize = 10;
 
 /// What the server remembers of a robot while it is connected.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     last: Option<Tensor>,
     latencies: VecDeque<Duration>,
 }
 
 /// A robot asks for chunking in a way that is not offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ChunkingError {
+pub(crate) enum ChunkingError {
     /// The server does not remember chunks.
     #[error("`rtc`: `executed` needs a server that remembers chunks (rtc = \"server\"); send `prev_chunk`")]
     NotRemembered,
@@ -35,7 +35,7 @@ impl Memory {
     ///
     /// # Errors
     /// When the robot relies on a memory that the server does not keep.
-    pub fn chunking(&self, rtc: Rtc, robot: &Robot) -> Result<Option<Chunking>, ChunkingError> {
+    pub(crate) fn chunking(&self, rtc: Rtc, robot: &Robot) -> Result<Option<Chunking>, ChunkingError> {
         let Rtc { schedule, max_weight, .. } = rtc;
         let (previous, delay) = match rtc.previous {
             Previous::Sent(previous) => (previous, rtc.delay.unwrap_or(0)),
@@ -55,7 +55,7 @@ impl Memory {
     }
 
     /// Remembers an answer and how long it took.
-    pub fn remember(&mut self, chunk: &ActionChunk, took: Duration) {
+    pub(crate) fn remember(&mut self, chunk: &ActionChunk, took: Duration) {
         self.last = Some(chunk.actions.clone());
         self.latencies.push_back(took);
         if self.latencies.len() > LATENCIES {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tensact::ProfileChoice;
 
 /// The tables of a deployment file that the server reads.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -218,13 +219,8 @@ impl Config {
         for path in [&mut self.robot.tokenizer, api_keys, tls_cert, tls_key].into_iter().flatten() {
             *path = folder.join(&path);
         }
-        if is_profile_file(&self.robot.profile) {
-            self.robot.profile = folder.join(&self.robot.profile).display().to_string();
+        if let ProfileChoice::File(path) = ProfileChoice::from(self.robot.profile.as_str()) {
+            self.robot.profile = folder.join(path).display().to_string();
         }
     }
-}
-
-/// Whether a profile is named by its file.
-pub fn is_profile_file(profile: &str) -> bool {
-    Path::new(profile).extension().is_some_and(|extension| extension == "toml")
 }

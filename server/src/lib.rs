@@ -15,6 +15,5 @@ mod tests;
 pub mod wire;
 
 pub use auth::{ApiKeys, ApiKeysError};
-pub use chunking::{ChunkingError, Memory};
 pub use listen::TlsError;
 pub use server::{Handle, Server, ServerError};

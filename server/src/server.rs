@@ -98,9 +98,9 @@ impl Server {
 }
 
 impl Handle {
-    /// Lets observations in, for a policy on a board of this name. Only the first pipeline counts.
-    pub fn load(&self, pipeline: Pipeline, board: &str) {
-        self.0.load(pipeline, board);
+    /// Lets observations in. Only the first pipeline counts.
+    pub fn load(&self, pipeline: Pipeline) {
+        self.0.load(pipeline);
     }
 
     /// Begins the end of [`Server::serve`].

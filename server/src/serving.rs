@@ -130,7 +130,8 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Who asks.
+/// Who asks; somebody who is not known, by default.
+#[derive(Default)]
 pub(crate) struct Caller {
     /// The robot's name unless a message has another.
     pub(crate) name: Option<Arc<str>>,
@@ -155,26 +156,27 @@ impl Serving {
     }
 
     /// Lets observations in. Only the first policy counts.
-    pub(crate) fn load(&self, pipeline: Pipeline, board: &str) {
-        let description = self.describe(&pipeline, board);
+    pub(crate) fn load(&self, pipeline: Pipeline) {
+        let mut description = self.describe(&pipeline);
         let metadata = serde_json::to_value(&self.config.server.metadata).unwrap_or_default();
         let mut greeting = json!({ "tensact": description });
-        if let (Some(greeting), Json::Object(metadata)) = (greeting.as_object_mut(), metadata) {
-            greeting.extend(metadata);
+        if let (Some(greeting), Json::Object(metadata)) = (greeting.as_object_mut(), &metadata) {
+            greeting.extend(metadata.clone());
         }
+        description["metadata"] = metadata;
         let greeting = write_msgpack(&greeting.into()).into();
         // The server loads one policy.
         let _ = self.policy.set(Policy { pipeline: Arc::new(pipeline), description, greeting });
     }
 
-    fn describe(&self, pipeline: &Pipeline, board: &str) -> Json {
+    fn describe(&self, pipeline: &Pipeline) -> Json {
         let (preprocessor, sizes) = (pipeline.preprocessor(), pipeline.sizes());
         let cameras: Vec<&str> = preprocessor.cameras().map(|(key, _)| key).collect();
         let robot = &self.config.robot;
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "variant": sizes.variant.to_string(),
-            "board": board,
+            "board": pipeline.board().name,
             "profile": preprocessor.profile().name,
             "cameras": cameras,
             "state_dims": preprocessor.state_bounds().1,

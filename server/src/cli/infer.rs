@@ -119,10 +119,7 @@ impl Infer {
         let options = Options {
             dtype: self.host.dtype,
             threads: self.host.threads,
-            profile: match Path::new(&self.profile).extension() {
-                Some(extension) if extension == "toml" => ProfileChoice::File((&self.profile).into()),
-                _ => ProfileChoice::Named(self.profile.clone()),
-            },
+            profile: ProfileChoice::from(self.profile.as_str()),
             tokenizer: self.tokenizer.clone(),
             asset: self.asset_id.clone(),
             ..Options::default()

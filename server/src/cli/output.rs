@@ -21,16 +21,23 @@ pub(super) fn rows(tensor: &Tensor) -> Vec<&[f32]> {
 /// Refuses files of unknown kinds, before minutes of work.
 pub(super) fn check(path: &Path) -> miette::Result<()> {
     match extension(path) {
-        "json" | "npy" | "safetensors" => match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-                Err(miette!("cannot write {}: there is no folder {}", path.display(), folder.display()))
-            }
-            _ => Ok(()),
-        },
+        "json" | "npy" | "safetensors" => {
+            check_folder(path).map_err(|reason| miette!("cannot write {}: {reason}", path.display()))
+        }
         _ => Err(miette!(
             "cannot write {}: expected a name that ends in .json, .npy or .safetensors",
             path.display()
         )),
+    }
+}
+
+/// Refuses files in folders that are not there.
+pub(super) fn check_folder(path: &Path) -> Result<(), String> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(format!("there is no folder {}", folder.display()))
+        }
+        _ => Ok(()),
     }
 }
 

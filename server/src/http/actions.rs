@@ -12,7 +12,7 @@ use serde_json::json;
 use tensact::{InferError, Refusal};
 use tokio::time::timeout;
 
-use super::refuse;
+use super::{refuse, refuse_with};
 use crate::serving::{Caller, Failure, Format, Serving};
 use crate::wire::write_msgpack;
 
@@ -36,8 +36,7 @@ pub(super) async fn actions(State(serving): State<Arc<Serving>>, headers: Header
         }
         _ => format,
     };
-    let caller = Caller { name: None, memory: None, turn: tokio::sync::Mutex::default() };
-    match serving.answer(message, format, &caller).await {
+    match serving.answer(message, format, &Caller::default()).await {
         Ok(answer) => match answer_format {
             Format::Json => axum::Json(answer.value(None)).into_response(),
             Format::Msgpack => {
@@ -93,21 +92,23 @@ fn refused(failure: &Failure) -> Response {
         _ => StatusCode::BAD_REQUEST,
     };
     let mut error = json!({ "kind": failure.outcome(), "message": failure.to_string() });
-    if let (Failure::Infer(InferError::Refused(refusal)), Some(error)) = (failure, error.as_object_mut()) {
-        match refusal {
-            Refusal::QueueFull { waiting, capacity } => {
-                error.insert("waiting".into(), json!(waiting));
-                error.insert("capacity".into(), json!(capacity));
-            }
-            Refusal::DeadlineImpossible { deadline_ms, expected_ms, ahead } => {
-                error.insert("deadline_ms".into(), json!(deadline_ms));
-                error.insert("expected_ms".into(), json!(expected_ms));
-                error.insert("ahead".into(), json!(ahead));
-            }
-            _ => {}
+    match failure {
+        Failure::Infer(InferError::Refused(Refusal::QueueFull { waiting, capacity })) => {
+            error["waiting"] = json!(waiting);
+            error["capacity"] = json!(capacity);
         }
+        Failure::Infer(InferError::Refused(Refusal::DeadlineImpossible {
+            deadline_ms,
+            expected_ms,
+            ahead,
+        })) => {
+            error["deadline_ms"] = json!(deadline_ms);
+            error["expected_ms"] = json!(expected_ms);
+            error["ahead"] = json!(ahead);
+        }
+        _ => {}
     }
-    let mut response = (status, axum::Json(json!({ "error": error }))).into_response();
+    let mut response = refuse_with(status, error);
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }

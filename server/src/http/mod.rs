@@ -40,8 +40,12 @@ pub(crate) fn router(serving: &Arc<Serving>) -> Router {
 
 /// An error as HTTP clients get it.
 pub(super) fn refuse(status: StatusCode, kind: &str, message: &str) -> Response {
-    let body = json!({ "error": { "kind": kind, "message": message } });
-    (status, axum::Json(body)).into_response()
+    refuse_with(status, json!({ "kind": kind, "message": message }))
+}
+
+/// The same with more to say.
+pub(super) fn refuse_with(status: StatusCode, error: Json) -> Response {
+    (status, axum::Json(json!({ "error": error }))).into_response()
 }
 
 /// Lets in who may come in.
@@ -78,14 +82,7 @@ async fn metrics(State(serving): State<Arc<Serving>>) -> ([(HeaderName, &'static
 
 async fn metadata(State(serving): State<Arc<Serving>>) -> Response {
     match serving.policy() {
-        Some(policy) => {
-            let mut description = policy.description.clone();
-            if let Json::Object(map) = &mut description {
-                let metadata = serde_json::to_value(&serving.config.server.metadata).unwrap_or_default();
-                map.insert("metadata".into(), metadata);
-            }
-            axum::Json(description).into_response()
-        }
+        Some(policy) => axum::Json(&policy.description).into_response(),
         None => refuse(StatusCode::SERVICE_UNAVAILABLE, "loading", "the weights are still being loaded"),
     }
 }

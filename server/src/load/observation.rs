@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tensact::runtime::config::OPENPI_CAMERAS;
 use tensact::runtime::preprocess::Profile;
 
 use super::answer::Metadata;
@@ -9,9 +12,6 @@ use crate::wire::{Array, Value, write_msgpack};
 
 /// Longest side of an image.
 pub const IMAGE_SIDE_MAX: usize = 4096;
-
-/// Cameras of the published policies, for servers that do not say theirs.
-const CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
 
 /// Width of a state that neither profile nor server say: what the published policies take.
 const STATE_DIMS: usize = 32;
@@ -62,7 +62,7 @@ pub(super) struct Observer {
     deadline_ms: Option<f64>,
     /// Noise of which every image is a part.
     noise: Vec<u8>,
-    random: Random,
+    random: ChaCha8Rng,
     made: usize,
 }
 
@@ -73,7 +73,7 @@ impl Observer {
         let profile = content.profile(metadata);
         let side = (*image_side).clamp(1, IMAGE_SIDE_MAX);
         let of_server = || match metadata.cameras.as_slice() {
-            [] => CAMERAS.map(String::from).to_vec(),
+            [] => OPENPI_CAMERAS.map(String::from).to_vec(),
             cameras => cameras.to_vec(),
         };
         let of_profile = || profile.cameras.values().map(|camera| camera.key.clone()).collect();
@@ -82,8 +82,10 @@ impl Observer {
             let key = part.keys.first()?;
             Some((key.clone(), part.dims.unwrap_or(rest)))
         });
-        let mut random = Random(seed.wrapping_add((robot as u64).wrapping_mul(0x5851_f42d_4c95_7f2d)));
-        let rows = side + SHIFTS;
+        let mut random = ChaCha8Rng::seed_from_u64(*seed);
+        random.set_stream(robot as u64);
+        let mut noise = vec![0; (side + SHIFTS) * side * 3];
+        random.fill(&mut noise[..]);
         Self {
             cameras: if profile.cameras.is_empty() { of_server() } else { of_profile() },
             state: state.collect(),
@@ -92,7 +94,7 @@ impl Observer {
             prompt: (profile.prompt.keys.first().cloned().unwrap_or_else(|| "prompt".into()), prompt.clone()),
             steps: *steps,
             deadline_ms: deadline.map(|deadline| deadline.as_secs_f64() * 1e3),
-            noise: (0..rows * side * 3).map(|_| random.next() as u8).collect(),
+            noise,
             random,
             made: 0,
         }
@@ -101,7 +103,7 @@ impl Observer {
     /// The next observation, with another image and another state than the one before.
     pub(super) fn next(&mut self) -> Vec<u8> {
         let states: Vec<Vec<f32>> =
-            self.state.iter().map(|(_, dims)| (0..*dims).map(|_| self.random.unit()).collect()).collect();
+            self.state.iter().map(|(_, dims)| (0..*dims).map(|_| self.random.random()).collect()).collect();
         let observation = self.value(&states);
         let message = write_msgpack(&observation);
         self.made += 1;
@@ -137,25 +139,6 @@ impl Observer {
         let array = Array::of_u8(&self.image, &self.noise[from..][..bytes])
             .expect("the slice is as long as the dimensions say");
         Value::Array(array)
-    }
-}
-
-/// Splitmix64: noise, the same for the same seed.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// From 0 to 1.
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
 }
 

@@ -72,11 +72,8 @@ pub(crate) async fn session(socket: WebSocket, serving: Arc<Serving>) {
     let name = format!("{UNNAMED}{}", CONNECTIONS.fetch_add(1, Ordering::Relaxed));
     tracing::info!(robot = name, "robot connected");
     let _counted = Counted::new(&serving.metrics.sessions);
-    let caller = Caller {
-        name: Some(name.as_str().into()),
-        memory: Some(Mutex::default()),
-        turn: tokio::sync::Mutex::default(),
-    };
+    let caller =
+        Caller { name: Some(name.as_str().into()), memory: Some(Mutex::default()), ..Caller::default() };
     let mut session = Session {
         socket,
         caller: Arc::new(caller),

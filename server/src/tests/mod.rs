@@ -75,7 +75,7 @@ impl Site {
         let profile = ProfileChoice::Named(self.serving.config.robot.profile.clone());
         let options = Options { profile, ..Options::default() };
         let pipeline = Pipeline::emulated(&deployment, &sizes, &options).await.unwrap();
-        self.serving.load(pipeline, "p150a");
+        self.serving.load(pipeline);
     }
 
     /// A connection from this machine.

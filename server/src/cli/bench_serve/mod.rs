@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use clap::Args;
 use miette::miette;
-use tensact::runtime::preprocess::Profile;
+use tensact::ProfileChoice;
 use tensact_server::load::{
     self, Access, Content, Endpoint, Group, IMAGE_SIDE_MAX, LoadError, LoadReport, Plan, Progress, Rate,
 };
 use tokio::time::interval;
 
+use super::output::check_folder;
 use super::{print_json, progress, runtime, span_of_time, told};
 
 /// Most robots of one program: each takes a port and an open file.
@@ -96,12 +97,8 @@ fn svg_file(text: &str) -> Result<PathBuf, String> {
     if path.extension().is_none_or(|extension| extension != "svg") {
         return Err("expected a name that ends in .svg".into());
     }
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            Err(format!("there is no folder {}", folder.display()))
-        }
-        _ => Ok(path),
-    }
+    check_folder(&path)?;
+    Ok(path)
 }
 
 impl BenchServe {
@@ -122,10 +119,7 @@ impl BenchServe {
     fn plan(&self) -> miette::Result<Plan> {
         let (key, authorities) = (self.api_key.as_deref(), self.ca_cert.as_deref());
         let access = Access::new(self.url.clone(), key, authorities, self.timeout).map_err(told)?;
-        let profile = self.profile.as_deref().map(|name| match Path::new(name).extension() {
-            Some(extension) if extension == "toml" => Profile::open(Path::new(name)),
-            _ => Profile::named(name),
-        });
+        let profile = self.profile.as_deref().map(|name| ProfileChoice::from(name).load());
         let content = Content {
             profile: profile.transpose().map_err(told)?,
             image_side: self.image_size as usize,

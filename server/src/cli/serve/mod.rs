@@ -11,10 +11,9 @@ use clap::{ArgGroup, Args};
 use miette::miette;
 use tensact::runtime::preprocess::statistics::Source;
 use tensact::topology::Deployment;
-use tensact::topology::deployment::BoardSource;
 use tensact::topology::descriptor::ReadError;
 use tensact::{Options, Pipeline, ProfileChoice};
-use tensact_server::config::{Config, RtcMode, is_profile_file};
+use tensact_server::config::{Config, RtcMode};
 use tensact_server::{ApiKeys, Handle, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -150,7 +149,7 @@ impl Serve {
         if *pipeline.statistics() == Source::Nowhere && !self.emulate {
             tracing::warn!("the checkpoint has no statistics: state and actions pass unscaled");
         }
-        handle.load(pipeline, &board(deployment));
+        handle.load(pipeline);
         tracing::info!("ready");
         serving.await.map_err(told)
     }
@@ -215,23 +214,10 @@ impl Serve {
         Options {
             dtype: self.host_device.dtype,
             threads: self.host_device.threads,
-            profile: match is_profile_file(&robot.profile) {
-                true => ProfileChoice::File((&robot.profile).into()),
-                false => ProfileChoice::Named(robot.profile.clone()),
-            },
+            profile: ProfileChoice::from(robot.profile.as_str()),
             default_prompt: robot.default_prompt.clone(),
             tokenizer: robot.tokenizer.clone(),
             asset: robot.asset_id.clone(),
-        }
-    }
-}
-
-fn board(deployment: Option<&Deployment>) -> String {
-    match deployment.map(|deployment| &deployment.board) {
-        None => "host".into(),
-        Some(BoardSource::Preset(preset)) => preset.name().into(),
-        Some(BoardSource::Descriptor(path)) => {
-            path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
         }
     }
 }

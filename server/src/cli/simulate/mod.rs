@@ -11,6 +11,7 @@ use miette::miette;
 use tensact::StartError;
 use tensact::simulate::{FaultName, PlannedFaults, Report, Scenario, Simulation, Violations};
 use tensact::topology::Deployment;
+use tensact_server::load::Rate;
 
 use super::policy_sizes::deployed_sizes;
 use super::{print_json, progress, span_of_time, told};
@@ -40,8 +41,8 @@ pub(super) struct Simulate {
     robots: u32,
     /// Observations that each robot sends in a second, whether it was answered or not. Without a rate, each sends the
     /// next observation as soon as it is answered (a closed loop).
-    #[arg(long, value_name = "HZ", value_parser = rate)]
-    rate: Option<f64>,
+    #[arg(long, value_name = "HZ")]
+    rate: Option<Rate>,
     /// For how long robots send, in simulated time, such as 60s.
     #[arg(long, value_name = "TIME", value_parser = span_of_time, default_value = "60s")]
     duration: Duration,
@@ -66,13 +67,6 @@ pub(super) struct Simulate {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if (1e-6..=1e6).contains(&rate) => Ok(rate),
-        _ => Err("expected observations in a second, from 0.000001 to 1000000".into()),
-    }
 }
 
 fn fault(text: &str) -> Result<(FaultName, usize), String> {
@@ -120,7 +114,7 @@ impl Simulate {
         });
         Ok(Scenario {
             robots: self.robots as usize,
-            rate_hz: self.rate,
+            rate_hz: self.rate.map(Rate::per_second),
             duration: self.duration,
             requests: self.requests,
             deadline: self.deadline.map_or_else(|| default.transpose(), |deadline| Ok(Some(deadline)))?,
