@@ -4,6 +4,7 @@ pub mod emulated;
 pub mod host;
 pub mod idle;
 mod stage;
+pub mod ttnn;
 
 use tensact_topology::{LayerRange, StageKind};
 

@@ -1,0 +1,10 @@
+//! Tenstorrent chips through TT-NN.
+//!
+//! What a slice does on a chip is a *program*: a plain list of TT-NN calls over tensors whose shapes, dtypes and places
+//! are all written down before anything runs. The same program is run on a chip, interpreted on the host with the
+//! chip's rounding, and written to a file that TT-NN's own validators check on mock chips.
+
+mod chip;
+pub mod program;
+
+pub use chip::{Chip, ChipError, LoadedProgram};
