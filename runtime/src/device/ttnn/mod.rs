@@ -4,7 +4,14 @@
 //! are all written down before anything runs. The same program is run on a chip, interpreted on the host with the
 //! chip's rounding, and written to a file that TT-NN's own validators check on mock chips.
 
+pub mod bfp8;
 mod chip;
+mod interpret;
+mod packed;
 pub mod program;
+mod weights;
 
 pub use chip::{Chip, ChipError, LoadedProgram};
+pub use interpret::Interpreter;
+pub use packed::{Packed, Values};
+pub use weights::{WeightError, Weights};
