@@ -57,6 +57,9 @@ pub enum SliceError {
         /// The layers of the slice.
         range: LayerRange,
     },
+    /// A chip could not do it.
+    #[error(transparent)]
+    Chip(#[from] ttnn::ChipError),
     /// A first step got more entries than its slice has layers, or was finished before it got them all.
     #[error("layers {range} of the expert stage take {} entries of keys and values, found {found}", .range.len())]
     Entries {

@@ -6,5 +6,7 @@
 
 mod chip;
 pub mod program;
+mod slices;
 
 pub use chip::{Chip, ChipError, LoadedProgram};
+pub use slices::{TtnnExpert, TtnnPrefix, TtnnVision};

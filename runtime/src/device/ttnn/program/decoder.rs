@@ -6,7 +6,7 @@ use super::ProgramError;
 use super::builder::Builder;
 use super::op::{Activation, Compute, Op, ValueId};
 use super::recipe::{Part, Recipe, Spread};
-use super::shape::{HeadLayout, decoder_heads, tile_rows};
+use super::shape::{HeadLayout, tile_rows};
 use super::spec::{Dtype, TILE, TensorSpec};
 
 /// Gemma's.
@@ -85,7 +85,7 @@ impl Rotation {
 
 impl Block<'_> {
     fn heads(&self) -> HeadLayout {
-        decoder_heads(self.sizes)
+        HeadLayout::of_decoder(self.sizes)
     }
 
     fn part(&self, layer: &str, outputs: Spread) -> Part {
@@ -201,8 +201,9 @@ pub(super) fn rms_norm(b: &mut Builder, norm: &str, x: ValueId) -> Result<ValueI
     b.one(Op::RmsNorm { x, weight: Some(weight), epsilon: EPSILON, compute: Compute::EXACT })
 }
 
-/// A mask `[1, 1, queries, keys]` out of one row that the host writes: 0 where a key counts, −∞ where it does not. Keys
-/// that only fill tiles must get −∞: a large negative number leaves them a share of rows whose own scores are low.
+/// A mask `[1, 1, queries, keys]` out of one row that the host writes: 0 where a key counts, −∞ where it does not, which
+/// is what TT-NN's own attention writes over keys that it pads (`sdpa/device/kernels/dataflow/writer_interleaved.cpp`). A
+/// finite number would leave keys that only fill tiles a share wherever all real scores are low.
 pub(super) fn key_mask(
     b: &mut Builder,
     name: &str,

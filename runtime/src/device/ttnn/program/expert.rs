@@ -7,15 +7,15 @@ use super::decoder::{Block, EPSILON, Projected, Rotation, bias, key_mask, produc
 use super::op::{Activation, Compute, Op, ValueId};
 use super::prefix::cache_spec;
 use super::recipe::{Part, Recipe, Spread};
-use super::shape::{PrefixRows, StepShape, chunk, decoder_heads, tile_rows};
+use super::shape::{HeadLayout, PrefixRows, StepShape, tile_rows};
 use super::spec::{Dtype, TILE, TensorSpec};
 use super::{Program, ProgramError};
 use crate::checkpoint::names::EXPERT;
 
-/// Rows of queries that a core attends with at a time.
-const Q_CHUNK: usize = 64;
-/// Keys that it takes at a time.
-const K_CHUNK: usize = 128;
+/// Rows of queries, and of keys, that a core attends with at a time.
+const CHUNKS: [usize; 2] = [64, 256];
+/// The same for the state token's tile.
+const STATE_CHUNKS: [usize; 2] = [TILE, 256];
 
 /// π0's state token through some blocks, behind a prefix of so many rows. Takes `state` `[1, 1, 32, state_dim]` (first
 /// slice) or `hidden` `[1, 1, 32, width]`, of which the first row counts, `positions` of the rows, `keys that count`
@@ -42,7 +42,7 @@ pub fn expert_state(
     } else {
         b.input("hidden", TensorSpec::tiles([1, 1, TILE, expert.width], Dtype::Bf16))?
     };
-    let rotation = Rotation::lookup(&mut b, decoder_heads(expert), TILE, tile_rows(rows + 1))?;
+    let rotation = Rotation::lookup(&mut b, HeadLayout::of_decoder(expert), TILE, tile_rows(rows + 1))?;
     let mask = key_mask(&mut b, "keys that count", TILE, rows + TILE)?;
     for layer in layers.iter() {
         b.segment(format!("layer {layer}"));
@@ -64,8 +64,7 @@ pub fn expert_state(
             let cached = b.input(format!("{what} {layer}"), cache_spec(expert, rows))?;
             b.concat(vec![cached, own], 2)
         });
-        let chunks = [TILE, chunk(rows + TILE, K_CHUNK)];
-        let attended = block.attend(&mut b, (q, keys?, values?), mask, chunks)?;
+        let attended = block.attend(&mut b, (q, keys?, values?), mask, STATE_CHUNKS)?;
         let out = block.output(&mut b, attended)?;
         hidden = b.add(hidden, out)?;
         let normed = rms_norm(&mut b, &block.layer("post_attention_layernorm"), hidden)?;
@@ -142,7 +141,7 @@ impl Denoising<'_> {
         };
         let (actions, mut hidden) = self.embed(b, layers, steps)?;
         let positions = tile_rows(self.shape.prefix.count() + 1 + horizon);
-        let rotation = Rotation::lookup(b, decoder_heads(expert), self.all_rows(), positions)?;
+        let rotation = Rotation::lookup(b, HeadLayout::of_decoder(expert), self.all_rows(), positions)?;
         let masks = (0..self.shape.requests)
             .map(|request| key_mask(b, &format!("keys that count of {request}"), self.rows, self.keys()))
             .collect::<Result<_, _>>()?;
@@ -212,8 +211,7 @@ impl Denoising<'_> {
             let v = b.cut(projected.v, 2, own)?;
             let keys = self.behind_cache(b, "keys", layer, request, k)?;
             let values = self.behind_cache(b, "values", layer, request, v)?;
-            let chunks = [chunk(self.rows, Q_CHUNK), chunk(self.keys(), K_CHUNK)];
-            attended.push(block.attend(b, (q, keys, values), *mask, chunks)?);
+            attended.push(block.attend(b, (q, keys, values), *mask, CHUNKS)?);
         }
         let attended = b.concat(attended, 2)?;
         let out = block.output(b, attended)?;

@@ -3,18 +3,18 @@
 use tensact_topology::{LayerRange, VisionSizes};
 
 use super::builder::{Builder, Numerics, Wiring};
+use super::decoder::{bias, product};
 use super::op::{Activation, Compute, Op, ValueId};
 use super::recipe::{Part, Recipe, Spread};
-use super::shape::{HeadLayout, chunk, tile_rows};
+use super::shape::{HeadLayout, tile_rows};
 use super::spec::{Dtype, TILE, TensorSpec};
 use super::{Program, ProgramError};
 use crate::checkpoint::names::{PROJECTOR, VISION};
-use crate::device::ttnn::program::decoder::{bias, product};
 
 /// PyTorch's layer norm in SigLIP.
 const EPSILON: f32 = 1e-6;
-/// Rows of queries or keys that a core attends with at a time.
-const CHUNK: usize = 128;
+/// Rows of queries, and of keys, that a core attends with at a time.
+const CHUNKS: [usize; 2] = [128, 256];
 
 /// Some blocks over images of `grid × grid` patches each. Takes `images` `[n, 1, rows, 3 · patch²]` (first slice) or
 /// `hidden` `[n, 1, rows, width]`; gives `image tokens` `[n, 1, rows, VLM width]` (last slice) or `hidden`. `rows` are the
@@ -126,15 +126,15 @@ impl Tower<'_> {
             let spec = TensorSpec::tiles([1, 1, self.rows, self.rows], Dtype::Bf16);
             b.weight(format!("mask of {} patches", self.patches), spec, recipe)
         });
-        let chunk = chunk(self.rows, CHUNK);
+        let [q_chunk, k_chunk] = CHUNKS;
         b.one(Op::Attention {
             q,
             k,
             v,
             mask,
             scale: (self.sizes.head_dim() as f32).powf(-0.5),
-            q_chunk: chunk,
-            k_chunk: chunk,
+            q_chunk,
+            k_chunk,
             compute: Compute::EXACT,
         })
     }
