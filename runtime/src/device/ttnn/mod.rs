@@ -5,6 +5,7 @@
 //! chip's rounding, and written to a file that TT-NN's own validators check on mock chips.
 
 mod chip;
+pub mod export;
 pub mod program;
 mod slices;
 

@@ -89,7 +89,7 @@ impl Block<'_> {
     }
 
     fn part(&self, layer: &str, outputs: Spread) -> Part {
-        Part { layer: format!("{}.{layer}", self.name), outputs }
+        Part::new(format!("{}.{layer}", self.name), outputs)
     }
 
     /// The full name of one of the block's layers.
@@ -106,8 +106,11 @@ impl Block<'_> {
     ) -> Result<Projected, ProgramError> {
         let DecoderSizes { width, heads, kv_heads, .. } = *self.sizes;
         let [q, kv] = [heads, kv_heads].map(|heads| self.heads().of_heads(heads));
+        // TT-NN divides a mask by the scale of scores in a call of its own, so queries bring the scale with them; heads of
+        // 256 make it 1/16, which rounds nothing.
+        let scale = (self.sizes.head_dim as f32).powf(-0.5);
         let parts = vec![
-            self.part("self_attn.q_proj", q),
+            Part { factor: scale, ..self.part("self_attn.q_proj", q) },
             self.part("self_attn.k_proj", kv),
             self.part("self_attn.v_proj", kv),
         ];
@@ -162,7 +165,7 @@ impl Block<'_> {
             k,
             v,
             mask: Some(mask),
-            scale: (self.sizes.head_dim as f32).powf(-0.5),
+            scale: 1.0,
             q_chunk,
             k_chunk,
             compute: Compute::EXACT,

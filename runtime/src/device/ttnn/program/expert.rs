@@ -179,7 +179,7 @@ impl Denoising<'_> {
         let actions = b.input("actions", TensorSpec::tiles([1, 1, rows, *action_dim], Dtype::F32))?;
         let tokens = edge(b, actions, "action_in_proj", [*action_dim, width], Dtype::Bf16)?;
         let (Variant::Pi0, Some(ids)) = (variant, steps) else { return Ok((Some(actions), tokens)) };
-        let parts = vec![Part { layer: "action_time_mlp_in".into(), outputs: Spread::dense(width) }];
+        let parts = vec![Part::new("action_time_mlp_in", Spread::dense(width))];
         let mlp_in = product_from(b, parts, Spread::dense(width), 0);
         let mixed = b.linear(tokens, (mlp_in, None), None)?;
         let table = TensorSpec::rows([1, 1, self.shape.steps, width], Dtype::Bf16);
@@ -188,7 +188,7 @@ impl Denoising<'_> {
         let time = b.one(Op::Embedding { ids, table })?;
         let mixed = b.add(mixed, time)?;
         let mixed = b.one(Op::Activate { x: mixed, activation: Activation::Silu })?;
-        let parts = vec![Part { layer: "action_time_mlp_out".into(), outputs: Spread::dense(width) }];
+        let parts = vec![Part::new("action_time_mlp_out", Spread::dense(width))];
         let mlp_out = (product(b, parts.clone(), Spread::dense(width)), Some(bias(b, parts)));
         Ok((Some(actions), b.linear(mixed, mlp_out, None)?))
     }
@@ -296,7 +296,7 @@ fn edge(
     [inputs, outputs]: [usize; 2],
     dtype: Dtype,
 ) -> Result<ValueId, ProgramError> {
-    let parts = vec![Part { layer: layer.into(), outputs: Spread::dense(outputs) }];
+    let parts = vec![Part::new(layer, Spread::dense(outputs))];
     let spec = TensorSpec::tiles([1, 1, inputs, outputs], Dtype::F32);
     let recipe = Recipe::Product { parts: parts.clone(), inputs: Spread::dense(inputs), first_input: 0 };
     let weight = b.weight(format!("{layer}.weight"), spec, recipe);

@@ -85,11 +85,13 @@ impl TtnnVision {
             lease.run(&format!("layer {layer}"))?;
         }
         lease.run("project")?;
-        let last = self.layers.end() == self.sizes.layers;
-        let width = if last { self.vlm_width } else { self.sizes.width };
-        let output = lease.read(if last { "image tokens" } else { "hidden" })?;
-        let of_image = |image: &[f32]| of_shape([patches, width], image[..patches * width].to_vec());
-        Ok(output.chunks_exact(rows * width).map(of_image).collect())
+        if self.layers.end() == self.sizes.layers {
+            let mut of_image =
+                |image| Ok(cut(&lease.read(&format!("image {image}"))?, patches, self.vlm_width));
+            return (0..images.len()).map(&mut of_image).collect();
+        }
+        let (hidden, width) = (lease.read("hidden")?, self.sizes.width);
+        Ok(hidden.chunks_exact(rows * width).map(|image| cut(image, patches, width)).collect())
     }
 
     /// Patches a side of an image, or of hidden states.
@@ -113,6 +115,11 @@ impl TtnnVision {
         }
         Err(SliceError::Shape { stage: STAGE, what: "images", expected, found: input.shape().into() })
     }
+}
+
+/// The first rows of padded ones.
+fn cut(rows: &[f32], count: usize, width: usize) -> Tensor {
+    of_shape([count, width], rows[..count * width].to_vec())
 }
 
 impl VisionStage for TtnnVision {
