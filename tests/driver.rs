@@ -76,10 +76,10 @@ impl Stages {
         let mut batch = Some(self.prefix[0].embed(&parts).unwrap());
         for stage in &self.prefix {
             let mut pass = Arc::clone(stage).begin(batch.take().unwrap()).unwrap();
-            while let Some(layer) = pass.layer() {
+            while let Some(layer) = pass.layer().unwrap() {
                 entries.iter_mut().zip(layer).for_each(|(entries, entry)| entries.push(entry));
             }
-            batch = pass.finish();
+            batch = pass.finish().unwrap();
         }
         assert!(batch.is_none(), "nothing is behind the VLM's last layer");
         entries

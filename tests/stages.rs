@@ -157,7 +157,8 @@ fn a_first_step_takes_the_entries_of_its_own_layers_only() {
         }] {
             let tokens = PrefixInput { images: &[], tokens: &[1, 2] };
             let batch = stages.prefix[0].embed(&[tokens]).unwrap();
-            let entry = Arc::clone(&stages.prefix[0]).begin(batch).unwrap().layer().unwrap().remove(0);
+            let entry =
+                Arc::clone(&stages.prefix[0]).begin(batch).unwrap().layer().unwrap().unwrap().remove(0);
             let state =
                 (stages.sizes.variant == Variant::Pi0).then(|| Tensor::zeros([1, stages.sizes.state_dim]));
             let step = Steps::new(1).unwrap().iter().next().unwrap();

@@ -221,8 +221,9 @@ impl Prefix {
             };
             let last = layer + 1 == layers.end();
             let compute = || {
-                let entries = pass.as_mut().and_then(|pass| pass.layer()).unwrap_or_default();
-                Ok((entries, pass.take_if(|_| last).and_then(|pass| pass.finish())))
+                let entries = pass.as_mut().map_or(Ok(None), |pass| pass.layer())?;
+                let after = pass.take_if(|_| last).map_or(Ok(None), |pass| pass.finish())?;
+                Ok((entries.unwrap_or_default(), after))
             };
             let (entries, after) =
                 self.args.seat.run(&held, Share::Layer { last }, tickets, cameras, compute).await?;

@@ -71,14 +71,15 @@ struct IdlePass {
 }
 
 impl PrefixPass for IdlePass {
-    fn layer(&mut self) -> Option<Vec<KeyValue>> {
-        self.left = self.left.checked_sub(1)?;
+    fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        self.left = left;
         let entry = |_: &usize| KeyValue { keys: nothing(), values: nothing() };
-        Some(self.batch.lengths.iter().map(entry).collect())
+        Ok(Some(self.batch.lengths.iter().map(entry).collect()))
     }
 
-    fn finish(self: Box<Self>) -> Option<Sequences> {
-        (!self.last).then_some(self.batch)
+    fn finish(self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
+        Ok((!self.last).then_some(self.batch))
     }
 }
 

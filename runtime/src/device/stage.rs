@@ -65,14 +65,20 @@ pub trait PrefixStage: Send + Sync {
 pub trait PrefixPass: Send {
     /// Runs the next layer: its keys and values, one entry per sequence; nothing when all layers of the slice have
     /// run. What else the layer computes may be left to the next call, so that nobody waits for it.
-    fn layer(&mut self) -> Option<Vec<KeyValue>>;
+    ///
+    /// # Errors
+    /// When the chip fails.
+    fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError>;
 
     /// Hidden states for the next slice, after what the last call of [`PrefixPass::layer`] left to compute; nothing
     /// after the VLM's last layer.
     ///
     /// # Panics
     /// When layers of the slice have not run.
-    fn finish(self: Box<Self>) -> Option<Sequences>;
+    ///
+    /// # Errors
+    /// When the chip fails.
+    fn finish(self: Box<Self>) -> Result<Option<Sequences>, SliceError>;
 }
 
 /// Some consecutive blocks of the action expert. The first slice embeds state and actions, the last one gives the

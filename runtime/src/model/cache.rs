@@ -1,5 +1,7 @@
 //! What stages hand to each other: sequences of hidden states, and the KV cache.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tensact_topology::LayerRange;
 
 use crate::Tensor;
@@ -58,10 +60,29 @@ impl KeyValue {
 }
 
 /// Keys and values of one sequence for the layers of an expert slice.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct KvCache {
     layers: LayerRange,
     entries: Vec<KeyValue>,
+    content: ContentId,
+}
+
+/// Says that two caches hold the same without looking: what has it once never changes. A device that keeps a copy knows
+/// by it whether the copy still holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ContentId(u64);
+
+impl ContentId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl PartialEq for KvCache {
+    fn eq(&self, other: &Self) -> bool {
+        self.layers == other.layers && self.entries == other.entries
+    }
 }
 
 /// A [`KvCache`] was made of the wrong number of layers, or of layers of different lengths.
@@ -80,7 +101,7 @@ impl KvCache {
     pub fn new(layers: LayerRange, entries: Vec<KeyValue>) -> Result<Self, CacheMismatch> {
         let lengths = || entries.iter().map(KeyValue::tokens);
         if entries.len() == layers.len() && lengths().all(|length| Some(length) == lengths().next()) {
-            Ok(Self { layers, entries })
+            Ok(Self { layers, entries, content: ContentId::new() })
         } else {
             Err(CacheMismatch { layers, found: lengths().collect() })
         }
@@ -96,6 +117,11 @@ impl KvCache {
         self.entries.first().map_or(0, KeyValue::tokens)
     }
 
+    /// What it holds.
+    pub(crate) fn content(&self) -> ContentId {
+        self.content
+    }
+
     /// Keys and values of a layer, counted from the first layer of the slice.
     pub(crate) fn entry(&self, index: usize) -> &KeyValue {
         &self.entries[index]
@@ -103,6 +129,7 @@ impl KvCache {
 
     /// To append the state token, layer by layer.
     pub(crate) fn entries_mut(&mut self) -> &mut [KeyValue] {
+        self.content = ContentId::new();
         &mut self.entries
     }
 }

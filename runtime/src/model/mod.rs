@@ -4,5 +4,6 @@ mod cache;
 pub mod flow;
 mod input;
 
+pub(crate) use cache::ContentId;
 pub use cache::{KeyValue, KvCache, Sequences};
 pub use input::ModelInput;

@@ -21,6 +21,7 @@ mod simulate;
 mod synth;
 mod table;
 mod topology;
+mod ttnn;
 mod verify;
 
 use std::io::Write as _;
@@ -52,6 +53,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Check(check::Check),
     Simulate(simulate::Simulate),
+    Ttnn(ttnn::Ttnn),
     Serve(serve::Serve),
     BenchServe(bench_serve::BenchServe),
 }
@@ -69,6 +71,7 @@ impl Cli {
             Command::Plan(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Simulate(command) => command.run(),
+            Command::Ttnn(command) => command.run(),
             Command::Serve(command) => command.run(),
             Command::BenchServe(command) => command.run(),
         }

@@ -127,10 +127,10 @@ struct Pass {
 }
 
 impl PrefixPass for Pass {
-    fn layer(&mut self) -> Option<Vec<KeyValue>> {
+    fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
         let layer = self.next;
         if layer == self.slice.layers.end() {
-            return None;
+            return Ok(None);
         }
         self.next += 1;
         let run = |digest: &mut Digest| {
@@ -138,14 +138,14 @@ impl PrefixPass for Pass {
             *digest = digest.prefix_layer(layer);
             KeyValue { keys, values }
         };
-        Some(self.digests.iter_mut().map(run).collect())
+        Ok(Some(self.digests.iter_mut().map(run).collect()))
     }
 
-    fn finish(self: Box<Self>) -> Option<Sequences> {
+    fn finish(self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
         let end = self.slice.layers.end();
         assert_eq!(self.next, end, "a pass is finished when all its layers have run");
         let lengths = vec![1; self.digests.len()];
-        (end < self.slice.depth).then(|| Sequences { hidden: rows(&self.digests), lengths })
+        Ok((end < self.slice.depth).then(|| Sequences { hidden: rows(&self.digests), lengths }))
     }
 }
 

@@ -28,6 +28,7 @@ use rayon::ThreadPool;
 pub use expert::ExpertSlice;
 pub use prefix::PrefixSlice;
 pub use vision::VisionSlice;
+pub(crate) use vision::unfold;
 
 use crate::Tensor;
 
@@ -134,6 +135,6 @@ impl HostDevice {
 }
 
 /// A tensor whose values were computed for this shape.
-fn of_shape(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Tensor {
+pub(crate) fn of_shape(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Tensor {
     Tensor::new(shape, data).expect("kernels give as many values as their shapes say")
 }

@@ -80,9 +80,9 @@ impl PrefixSlice {
     ) -> Result<Option<Sequences>, SliceError> {
         let mut pass = Box::new(Pass::begin(self, batch)?);
         for layer in self.layers.iter() {
-            emit(layer, pass.layer().expect("a pass has every layer of its slice"));
+            emit(layer, pass.layer()?.expect("a pass has every layer of its slice"));
         }
-        Ok(pass.finish())
+        pass.finish()
     }
 
     /// Every sequence attends to itself.
@@ -186,10 +186,10 @@ impl<S: Deref<Target = PrefixSlice>> Pass<S> {
 
 impl<S: Deref<Target = PrefixSlice> + Send> PrefixPass for Pass<S> {
     /// Hands out keys and values before the rest of the layer runs: whoever waits for them need not wait for it.
-    fn layer(&mut self) -> Option<Vec<KeyValue>> {
+    fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
         self.close();
         let slice = &*self.slice;
-        let (block, [first, _]) = slice.blocks.get(self.ran)?;
+        let Some((block, [first, _])) = slice.blocks.get(self.ran) else { return Ok(None) };
         let Sequences { hidden, lengths } = &self.batch;
         let normed = RmsNorm::Plain(first).apply(&slice.device, hidden.data(), slice.sizes.width);
         let (k, v) = block.keys_values(&slice.device, &normed, &self.rotation);
@@ -198,13 +198,13 @@ impl<S: Deref<Target = PrefixSlice> + Send> PrefixPass for Pass<S> {
         if slice.layers.start() + self.ran < slice.depth {
             self.open = Some(Open { normed, k, v });
         }
-        Some(entries)
+        Ok(Some(entries))
     }
 
-    fn finish(mut self: Box<Self>) -> Option<Sequences> {
+    fn finish(mut self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
         assert_eq!(self.ran, self.slice.blocks.len(), "a pass is finished when all its layers have run");
         self.close();
-        (self.slice.layers.end() < self.slice.depth).then_some(self.batch)
+        Ok((self.slice.layers.end() < self.slice.depth).then_some(self.batch))
     }
 }
 

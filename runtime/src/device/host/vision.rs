@@ -230,7 +230,7 @@ fn add(hidden: &mut [f32], y: &[f32]) {
 }
 
 /// Patches as rows, `[n × grid², 3 × patch²]`, in the order of the convolution's kernel.
-fn unfold(images: &Tensor, grid: usize, patch: usize) -> Vec<f32> {
+pub(crate) fn unfold(images: &Tensor, grid: usize, patch: usize) -> Vec<f32> {
     let side = grid * patch;
     let mut rows = Vec::with_capacity(images.data().len());
     for image in images.data().chunks_exact(3 * side * side) {

@@ -6,12 +6,15 @@
 
 pub mod bfp8;
 mod chip;
+pub mod export;
 mod interpret;
 mod packed;
 pub mod program;
+mod slices;
 mod weights;
 
 pub use chip::{Chip, ChipError, LoadedProgram};
 pub use interpret::Interpreter;
 pub use packed::{Packed, Values};
+pub use slices::{TtnnExpert, TtnnPrefix, TtnnVision};
 pub use weights::{WeightError, Weights};

@@ -133,7 +133,7 @@ impl Builder {
             segment: segment.name.clone(),
             call: segment.calls.len(),
             op: op.name(),
-            refusal,
+            refusal: Box::new(refusal),
         }
     }
 

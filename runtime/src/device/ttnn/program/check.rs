@@ -33,7 +33,7 @@ pub fn check(program: &Program) -> Result<(), ProgramError> {
                 segment: segment.name.clone(),
                 call: index,
                 op: call.op.name(),
-                refusal,
+                refusal: Box::new(refusal),
             })?;
             there.extend(&call.out);
             call.frees.iter().for_each(|id| {

@@ -6,7 +6,7 @@ use super::ProgramError;
 use super::builder::Builder;
 use super::op::{Activation, Compute, Op, ValueId};
 use super::recipe::{Part, Recipe, Spread};
-use super::shape::{HeadLayout, decoder_heads, tile_rows};
+use super::shape::{HeadLayout, tile_rows};
 use super::spec::{Dtype, TILE, TensorSpec};
 
 /// Gemma's.
@@ -85,11 +85,11 @@ impl Rotation {
 
 impl Block<'_> {
     fn heads(&self) -> HeadLayout {
-        decoder_heads(self.sizes)
+        HeadLayout::of_decoder(self.sizes)
     }
 
     fn part(&self, layer: &str, outputs: Spread) -> Part {
-        Part { layer: format!("{}.{layer}", self.name), outputs }
+        Part::new(format!("{}.{layer}", self.name), outputs)
     }
 
     /// The full name of one of the block's layers.
@@ -106,8 +106,11 @@ impl Block<'_> {
     ) -> Result<Projected, ProgramError> {
         let DecoderSizes { width, heads, kv_heads, .. } = *self.sizes;
         let [q, kv] = [heads, kv_heads].map(|heads| self.heads().of_heads(heads));
+        // TT-NN divides a mask by the scale of scores in a call of its own, so queries bring the scale with them; heads of
+        // 256 make it 1/16, which rounds nothing.
+        let scale = (self.sizes.head_dim as f32).powf(-0.5);
         let parts = vec![
-            self.part("self_attn.q_proj", q),
+            Part { factor: scale, ..self.part("self_attn.q_proj", q) },
             self.part("self_attn.k_proj", kv),
             self.part("self_attn.v_proj", kv),
         ];
@@ -162,7 +165,7 @@ impl Block<'_> {
             k,
             v,
             mask: Some(mask),
-            scale: (self.sizes.head_dim as f32).powf(-0.5),
+            scale: 1.0,
             q_chunk,
             k_chunk,
             compute: Compute::EXACT,
@@ -201,8 +204,9 @@ pub(super) fn rms_norm(b: &mut Builder, norm: &str, x: ValueId) -> Result<ValueI
     b.one(Op::RmsNorm { x, weight: Some(weight), epsilon: EPSILON, compute: Compute::EXACT })
 }
 
-/// A mask `[1, 1, queries, keys]` out of one row that the host writes: 0 where a key counts, −∞ where it does not. Keys
-/// that only fill tiles must get −∞: a large negative number leaves them a share of rows whose own scores are low.
+/// A mask `[1, 1, queries, keys]` out of one row that the host writes: 0 where a key counts, −∞ where it does not, which
+/// is what TT-NN's own attention writes over keys that it pads (`sdpa/device/kernels/dataflow/writer_interleaved.cpp`). A
+/// finite number would leave keys that only fill tiles a share wherever all real scores are low.
 pub(super) fn key_mask(
     b: &mut Builder,
     name: &str,

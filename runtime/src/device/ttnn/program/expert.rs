@@ -7,15 +7,15 @@ use super::decoder::{Block, EPSILON, Projected, Rotation, bias, key_mask, produc
 use super::op::{Activation, Compute, Op, ValueId};
 use super::prefix::cache_spec;
 use super::recipe::{Part, Recipe, Spread};
-use super::shape::{PrefixRows, StepShape, chunk, decoder_heads, tile_rows};
-use super::spec::{Dtype, TILE, TensorSpec};
+use super::shape::{HeadLayout, PrefixRows, StepShape, tile_rows};
+use super::spec::{Dtype, Memory, TILE, TensorSpec};
 use super::{Program, ProgramError};
 use crate::checkpoint::names::EXPERT;
 
-/// Rows of queries that a core attends with at a time.
-const Q_CHUNK: usize = 64;
-/// Keys that it takes at a time.
-const K_CHUNK: usize = 128;
+/// Rows of queries, and of keys, that a core attends with at a time.
+const CHUNKS: [usize; 2] = [64, 256];
+/// The same for the state token's tile.
+const STATE_CHUNKS: [usize; 2] = [TILE, 256];
 
 /// π0's state token through some blocks, behind a prefix of so many rows. Takes `state` `[1, 1, 32, state_dim]` (first
 /// slice) or `hidden` `[1, 1, 32, width]`, of which the first row counts, `positions` of the rows, `keys that count`
@@ -33,7 +33,8 @@ pub fn expert_state(
 ) -> Result<Program, ProgramError> {
     let expert = &sizes.expert;
     let rows = prefix.count();
-    let mut b = Builder::new(format!("state {layers}, {rows} rows"), numerics, wiring);
+    let name = format!("state {layers}, {rows} rows");
+    let mut b = Builder::new(name, numerics.with_activations_in(Memory::L1), wiring);
     b.segment("begin");
     let mut hidden = if layers.start() == 0 {
         let state = TensorSpec::tiles([1, 1, TILE, sizes.state_dim], Dtype::F32);
@@ -42,7 +43,7 @@ pub fn expert_state(
     } else {
         b.input("hidden", TensorSpec::tiles([1, 1, TILE, expert.width], Dtype::Bf16))?
     };
-    let rotation = Rotation::lookup(&mut b, decoder_heads(expert), TILE, tile_rows(rows + 1))?;
+    let rotation = Rotation::lookup(&mut b, HeadLayout::of_decoder(expert), TILE, tile_rows(rows + 1))?;
     let mask = key_mask(&mut b, "keys that count", TILE, rows + TILE)?;
     for layer in layers.iter() {
         b.segment(format!("layer {layer}"));
@@ -64,8 +65,7 @@ pub fn expert_state(
             let cached = b.input(format!("{what} {layer}"), cache_spec(expert, rows))?;
             b.concat(vec![cached, own], 2)
         });
-        let chunks = [TILE, chunk(rows + TILE, K_CHUNK)];
-        let attended = block.attend(&mut b, (q, keys?, values?), mask, chunks)?;
+        let attended = block.attend(&mut b, (q, keys?, values?), mask, STATE_CHUNKS)?;
         let out = block.output(&mut b, attended)?;
         hidden = b.add(hidden, out)?;
         let normed = rms_norm(&mut b, &block.layer("post_attention_layernorm"), hidden)?;
@@ -97,7 +97,8 @@ pub fn expert_step(
 ) -> Result<Program, ProgramError> {
     let StepShape { requests, prefix, steps } = shape;
     let name = format!("step {layers}, {requests} requests, {} rows, {steps} steps", prefix.count());
-    let mut b = Builder::new(name, numerics, wiring);
+    // A few rows: they stay in the cores from call to call.
+    let mut b = Builder::new(name, numerics.with_activations_in(Memory::L1), wiring);
     let step = Denoising { sizes, shape, rows: tile_rows(sizes.horizon) };
     step.build(&mut b, layers)?;
     Ok(b.finish())
@@ -142,7 +143,7 @@ impl Denoising<'_> {
         };
         let (actions, mut hidden) = self.embed(b, layers, steps)?;
         let positions = tile_rows(self.shape.prefix.count() + 1 + horizon);
-        let rotation = Rotation::lookup(b, decoder_heads(expert), self.all_rows(), positions)?;
+        let rotation = Rotation::lookup(b, HeadLayout::of_decoder(expert), self.all_rows(), positions)?;
         let masks = (0..self.shape.requests)
             .map(|request| key_mask(b, &format!("keys that count of {request}"), self.rows, self.keys()))
             .collect::<Result<_, _>>()?;
@@ -180,7 +181,7 @@ impl Denoising<'_> {
         let actions = b.input("actions", TensorSpec::tiles([1, 1, rows, *action_dim], Dtype::F32))?;
         let tokens = edge(b, actions, "action_in_proj", [*action_dim, width], Dtype::Bf16)?;
         let (Variant::Pi0, Some(ids)) = (variant, steps) else { return Ok((Some(actions), tokens)) };
-        let parts = vec![Part { layer: "action_time_mlp_in".into(), outputs: Spread::dense(width) }];
+        let parts = vec![Part::new("action_time_mlp_in", Spread::dense(width))];
         let mlp_in = product_from(b, parts, Spread::dense(width), 0);
         let mixed = b.linear(tokens, (mlp_in, None), None)?;
         let table = TensorSpec::rows([1, 1, self.shape.steps, width], Dtype::Bf16);
@@ -189,7 +190,7 @@ impl Denoising<'_> {
         let time = b.one(Op::Embedding { ids, table })?;
         let mixed = b.add(mixed, time)?;
         let mixed = b.one(Op::Activate { x: mixed, activation: Activation::Silu })?;
-        let parts = vec![Part { layer: "action_time_mlp_out".into(), outputs: Spread::dense(width) }];
+        let parts = vec![Part::new("action_time_mlp_out", Spread::dense(width))];
         let mlp_out = (product(b, parts.clone(), Spread::dense(width)), Some(bias(b, parts)));
         Ok((Some(actions), b.linear(mixed, mlp_out, None)?))
     }
@@ -212,8 +213,7 @@ impl Denoising<'_> {
             let v = b.cut(projected.v, 2, own)?;
             let keys = self.behind_cache(b, "keys", layer, request, k)?;
             let values = self.behind_cache(b, "values", layer, request, v)?;
-            let chunks = [chunk(self.rows, Q_CHUNK), chunk(self.keys(), K_CHUNK)];
-            attended.push(block.attend(b, (q, keys, values), *mask, chunks)?);
+            attended.push(block.attend(b, (q, keys, values), *mask, CHUNKS)?);
         }
         let attended = b.concat(attended, 2)?;
         let out = block.output(b, attended)?;
@@ -298,7 +298,7 @@ fn edge(
     [inputs, outputs]: [usize; 2],
     dtype: Dtype,
 ) -> Result<ValueId, ProgramError> {
-    let parts = vec![Part { layer: layer.into(), outputs: Spread::dense(outputs) }];
+    let parts = vec![Part::new(layer, Spread::dense(outputs))];
     let spec = TensorSpec::tiles([1, 1, inputs, outputs], Dtype::F32);
     let recipe = Recipe::Product { parts: parts.clone(), inputs: Spread::dense(inputs), first_input: 0 };
     let weight = b.weight(format!("{layer}.weight"), spec, recipe);

@@ -94,7 +94,7 @@ pub struct ProgramError {
     /// The operation.
     pub op: &'static str,
     /// What is wrong.
-    pub refusal: Refusal,
+    pub refusal: Box<Refusal>,
 }
 
 /// What is wrong with a call.

@@ -6,13 +6,13 @@ use super::builder::{Builder, Numerics, Wiring};
 use super::decoder::{Block, Rotation, key_mask, rms_norm};
 use super::op::{Op, ValueId};
 use super::recipe::Recipe;
-use super::shape::{PrefixRows, chunk, decoder_heads, tile_rows};
+use super::shape::{HeadLayout, PrefixRows, tile_rows};
 use super::spec::{Dtype, TensorSpec};
 use super::{Program, ProgramError};
 use crate::checkpoint::names::{TOKEN_TABLE, VLM};
 
-/// Rows of queries, and of keys, that a core attends with at a time.
-const CHUNK: usize = 128;
+/// Rows of queries, and of keys, that a core attends with at a time: heads of 256 with larger ones overflow L1.
+const CHUNKS: [usize; 2] = [128, 128];
 
 /// Image tokens of so many cameras, then instruction tokens: `image 0` … `[1, 1, patches, width]` and `tokens`
 /// `[1, 1, 1, n]` to `hidden` `[1, 1, rows, width]`. Patches and tokens take whole tiles; the rest of the rows are zeros.
@@ -56,8 +56,8 @@ pub fn prefix_embedding(
 }
 
 /// Some blocks over a prefix: `hidden` `[1, 1, rows, width]`, `positions` of its rows, and `keys that count`
-/// `[1, 1, 1, rows]`, to `hidden` for the next slice and, after each layer, `keys 3` and `values 3`
-/// `[1, kv_heads, rows, head]`. Nothing reads what the VLM's last block would add to hidden states, so it computes keys
+/// `[1, 1, 1, rows]`, to `hidden` for the next slice and, after segment `layer 3`, `keys 3` and `values 3`
+/// `[1, kv_heads, rows, head]`; `rest of layer 3` computes what only the next layer needs. Nothing reads what the VLM's last block would add to hidden states, so it computes keys
 /// and values only.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub fn prefix_layers(
     let mut b = Builder::new(format!("prefix {layers}, {count} rows"), numerics, wiring);
     b.segment("begin");
     let mut hidden = b.input("hidden", TensorSpec::tiles([1, 1, count, vlm.width], Dtype::Bf16))?;
-    let rotation = Rotation::lookup(&mut b, decoder_heads(vlm), count, count)?;
+    let rotation = Rotation::lookup(&mut b, HeadLayout::of_decoder(vlm), count, count)?;
     let only_cache = layers.start() + 1 == vlm.layers;
     let mask = if only_cache { None } else { Some(key_mask(&mut b, "keys that count", count, count)?) };
     for layer in layers.iter() {
@@ -108,8 +108,8 @@ fn run_block(
     // They leave before anything else is computed: the expert waits for them.
     b.output(format!("keys {layer}"), projected.k)?;
     b.output(format!("values {layer}"), projected.v)?;
-    let chunk = chunk(b.shape(hidden)[2], CHUNK);
-    let attended = block.attend(b, (projected.q, projected.k, projected.v), mask, [chunk; 2])?;
+    b.segment(format!("rest of layer {layer}"));
+    let attended = block.attend(b, (projected.q, projected.k, projected.v), mask, CHUNKS)?;
     let out = block.output(b, attended)?;
     let hidden = b.add(hidden, out)?;
     let normed = rms_norm(b, &block.layer("post_attention_layernorm"), hidden)?;
@@ -119,5 +119,5 @@ fn run_block(
 
 /// Shape of the keys, or values, of one layer on a chip.
 pub(super) fn cache_spec(sizes: &DecoderSizes, rows: usize) -> TensorSpec {
-    TensorSpec::tiles([1, sizes.kv_heads, rows, decoder_heads(sizes).places()], Dtype::Bf16)
+    TensorSpec::tiles([1, sizes.kv_heads, rows, HeadLayout::of_decoder(sizes).places()], Dtype::Bf16)
 }

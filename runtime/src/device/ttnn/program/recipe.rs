@@ -39,12 +39,21 @@ impl Spread {
 }
 
 /// A linear layer of the checkpoint inside a fused one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Part {
     /// The layer, without `.weight` or `.bias`.
     pub layer: String,
     /// Where its outputs stand.
     pub outputs: Spread,
+    /// What its outputs are multiplied by: 1, but for the scale of attention scores in queries.
+    pub factor: f32,
+}
+
+impl Part {
+    /// A layer as it is.
+    pub fn new(layer: impl Into<String>, outputs: Spread) -> Self {
+        Self { layer: layer.into(), outputs, factor: 1.0 }
+    }
 }
 
 /// How a weight is made. Shapes follow from it; all are padded to four dimensions with ones in front.

@@ -20,6 +20,15 @@ pub(super) fn results(
     let made = |shape: [usize; 4]| {
         Ok(vec![TensorSpec { shape, dtype: wanted.dtype, layout: Layout::Tile, memory: wanted.memory }])
     };
+    if keeps_dtype(op) {
+        let first = spec(op.reads()[0]);
+        require(
+            first.dtype == wanted.dtype,
+            "its result",
+            format!("{}, as what it reads", first.dtype),
+            wanted.dtype,
+        )?;
+    }
     match op {
         Op::Linear { x, weight, bias, .. } => {
             let (x, weight) = (floats("x", spec(*x))?, floats("weight", spec(*weight))?);
@@ -97,17 +106,15 @@ pub(super) fn results(
             expect("v", k.shape, spec(*v).shape)?;
             if let Some(mask) = mask.map(spec) {
                 expect("mask", [if mask.shape[0] == 1 { 1 } else { a }, 1, queries, keys], mask.shape)?;
+                let lies = mask.dtype != Dtype::F32 && mask.memory == Memory::Dram;
+                require(lies, "mask", "bf16 or bfp8_b in DRAM".into(), mask)?;
             }
-            // Rows that TT-NN would pad itself would count as keys of score 0.
-            for (what, rows, chunk) in [("q", queries, q_chunk), ("k", keys, k_chunk)] {
-                let whole = chunk.is_multiple_of(TILE) && *chunk > 0 && rows.is_multiple_of(*chunk);
-                let found = if what == "q" { q } else { k };
-                require(
-                    whole,
-                    what,
-                    format!("a multiple of chunks of {chunk} rows, which are whole tiles"),
-                    found,
-                )?;
+            for (what, chunk, found) in [("q_chunk", q_chunk, q), ("k_chunk", k_chunk, k)] {
+                let whole = *chunk > 0 && chunk.is_multiple_of(TILE);
+                require(whole, what, format!("whole tiles, not {chunk} rows"), found)?;
+            }
+            for (what, part) in [("q", q), ("k", k)] {
+                require(part.dtype != Dtype::F32, what, "bf16 or bfp8_b".into(), part)?;
             }
             made(q.shape)
         }
@@ -150,6 +157,23 @@ pub(super) fn results(
     }
 }
 
+/// Whether TT-NN gives results of the dtype of the first argument, and takes no other.
+fn keeps_dtype(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::LayerNorm { .. }
+            | Op::RmsNorm { .. }
+            | Op::Rotary { .. }
+            | Op::SplitHeads { .. }
+            | Op::ConcatHeads { .. }
+            | Op::Attention { .. }
+            | Op::Concat { .. }
+            | Op::Slice { .. }
+            | Op::ToMemory { .. }
+            | Op::Activate { .. }
+    )
+}
+
 fn require(holds: bool, what: &str, expected: String, found: impl Found) -> Result<(), Refusal> {
     if holds { Ok(()) } else { Err(Refusal { what: what.into(), expected, found: found.told() }) }
 }
@@ -181,6 +205,12 @@ trait Found {
 }
 
 impl Found for TensorSpec {
+    fn told(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Found for Dtype {
     fn told(&self) -> String {
         self.to_string()
     }

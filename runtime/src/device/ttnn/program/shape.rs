@@ -25,6 +25,11 @@ impl HeadLayout {
         Self { head: Spread { groups: 2, len: half, padded: half.next_multiple_of(TILE) } }
     }
 
+    /// Heads of the VLM or the expert.
+    pub fn of_decoder(sizes: &DecoderSizes) -> Self {
+        Self::halves(sizes.head_dim)
+    }
+
     /// Heads side by side.
     pub fn of_heads(self, heads: usize) -> Spread {
         Spread { groups: heads * self.head.groups, ..self.head }
@@ -69,18 +74,4 @@ pub struct StepShape {
 /// Rows that so many tokens take as whole tiles.
 pub(super) fn tile_rows(tokens: usize) -> usize {
     tokens.next_multiple_of(TILE)
-}
-
-/// The largest chunk of at most `most` rows, a power of two of tiles, into which so many rows divide.
-pub(super) fn chunk(rows: usize, most: usize) -> usize {
-    let mut chunk = TILE;
-    while 2 * chunk <= most && rows.is_multiple_of(2 * chunk) {
-        chunk *= 2;
-    }
-    chunk
-}
-
-/// Where a decoder's heads stand.
-pub(super) fn decoder_heads(sizes: &DecoderSizes) -> HeadLayout {
-    HeadLayout::halves(sizes.head_dim)
 }

@@ -3,21 +3,21 @@
 use tensact_topology::{LayerRange, VisionSizes};
 
 use super::builder::{Builder, Numerics, Wiring};
+use super::decoder::{bias, product};
 use super::op::{Activation, Compute, Op, ValueId};
 use super::recipe::{Part, Recipe, Spread};
-use super::shape::{HeadLayout, chunk, tile_rows};
+use super::shape::{HeadLayout, tile_rows};
 use super::spec::{Dtype, TILE, TensorSpec};
 use super::{Program, ProgramError};
 use crate::checkpoint::names::{PROJECTOR, VISION};
-use crate::device::ttnn::program::decoder::{bias, product};
 
 /// PyTorch's layer norm in SigLIP.
 const EPSILON: f32 = 1e-6;
-/// Rows of queries or keys that a core attends with at a time.
-const CHUNK: usize = 128;
+/// Rows of queries, and of keys, that a core attends with at a time.
+const CHUNKS: [usize; 2] = [128, 256];
 
 /// Some blocks over images of `grid × grid` patches each. Takes `images` `[n, 1, rows, 3 · patch²]` (first slice) or
-/// `hidden` `[n, 1, rows, width]`; gives `image tokens` `[n, 1, rows, VLM width]` (last slice) or `hidden`. `rows` are the
+/// `hidden` `[n, 1, rows, width]`; gives `image 0` … `[1, 1, rows, VLM width]` (last slice) or `hidden`. `rows` are the
 /// patches of an image in whole tiles.
 ///
 /// # Errors
@@ -46,7 +46,10 @@ pub fn vision(
     if layers.end() == sizes.layers {
         b.segment("project");
         let tokens = tower.project(&mut b, hidden, vlm_width)?;
-        b.output("image tokens", tokens)?;
+        for image in 0..images {
+            let of_image = b.cut(tokens, 0, image..image + 1)?;
+            b.output(format!("image {image}"), of_image)?;
+        }
     } else {
         b.output("hidden", hidden)?;
     }
@@ -72,10 +75,7 @@ impl Tower<'_> {
         let pixels = Spread::aligned(3 * patch * patch, TILE);
         let images = TensorSpec::tiles([self.images, 1, self.rows, pixels.places()], Dtype::Bf16);
         let images = b.input("images", images)?;
-        let parts = vec![Part {
-            layer: format!("{VISION}.embeddings.patch_embedding"),
-            outputs: Spread::dense(width),
-        }];
+        let parts = vec![Part::new(format!("{VISION}.embeddings.patch_embedding"), Spread::dense(width))];
         let embedding = product(b, parts.clone(), pixels);
         let bias = bias(b, parts);
         let embedded = b.linear(images, (embedding, Some(bias)), None)?;
@@ -90,13 +90,13 @@ impl Tower<'_> {
     fn block(&self, b: &mut Builder, layer: usize, hidden: ValueId) -> Result<ValueId, ProgramError> {
         let VisionSizes { width, mlp, heads, .. } = *self.sizes;
         let name = |part: &str| format!("{VISION}.encoder.layers.{layer}.{part}");
-        let part = |layer: &str, outputs| vec![Part { layer: name(layer), outputs }];
+        let part = |layer: &str, outputs| vec![Part::new(name(layer), outputs)];
         let inner = self.heads().of_heads(heads);
         let dense = Spread::dense(width);
 
         let normed = self.norm(b, &name("layer_norm1"), hidden)?;
         let qkv = ["q_proj", "k_proj", "v_proj"]
-            .map(|which| Part { layer: name(&format!("self_attn.{which}")), outputs: inner })
+            .map(|which| Part::new(name(&format!("self_attn.{which}")), inner))
             .to_vec();
         let qkv = (product(b, qkv.clone(), dense), Some(bias(b, qkv)));
         let qkv = b.linear(normed, qkv, None)?;
@@ -126,22 +126,22 @@ impl Tower<'_> {
             let spec = TensorSpec::tiles([1, 1, self.rows, self.rows], Dtype::Bf16);
             b.weight(format!("mask of {} patches", self.patches), spec, recipe)
         });
-        let chunk = chunk(self.rows, CHUNK);
+        let [q_chunk, k_chunk] = CHUNKS;
         b.one(Op::Attention {
             q,
             k,
             v,
             mask,
             scale: (self.sizes.head_dim() as f32).powf(-0.5),
-            q_chunk: chunk,
-            k_chunk: chunk,
+            q_chunk,
+            k_chunk,
             compute: Compute::EXACT,
         })
     }
 
     fn project(&self, b: &mut Builder, hidden: ValueId, vlm_width: usize) -> Result<ValueId, ProgramError> {
         let normed = self.norm(b, &format!("{VISION}.post_layernorm"), hidden)?;
-        let parts = vec![Part { layer: PROJECTOR.into(), outputs: Spread::dense(vlm_width) }];
+        let parts = vec![Part::new(PROJECTOR, Spread::dense(vlm_width))];
         let projector = (product(b, parts.clone(), Spread::dense(self.sizes.width)), Some(bias(b, parts)));
         b.linear(normed, projector, None)
     }

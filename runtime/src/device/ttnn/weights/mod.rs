@@ -93,4 +93,3 @@ impl Weights {
 fn key(recipe: &Recipe, TensorSpec { shape, dtype, .. }: TensorSpec) -> String {
     format!("{shape:?} {dtype} {recipe:?}")
 }
-

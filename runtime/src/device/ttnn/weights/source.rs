@@ -33,6 +33,8 @@ pub(super) struct Layer {
     outputs: Spread,
     /// Place of its first output.
     first: usize,
+    /// What its outputs are multiplied by.
+    factor: f32,
 }
 
 pub(super) struct Product {
@@ -153,7 +155,7 @@ impl Reader<'_> {
     fn product(&self, parts: &[Part], inputs: Spread, first_input: usize) -> Result<Product, WeightError> {
         let mut columns = 0;
         let mut layers = Vec::new();
-        for Part { layer, outputs } in parts {
+        for Part { layer, outputs, factor } in parts {
             let name = format!("{layer}.weight");
             let weight = self.tensor(&name)?;
             let fits =
@@ -162,7 +164,7 @@ impl Reader<'_> {
                 let expected = format!("[{}, {} or more]", outputs.values(), first_input + inputs.values());
                 return Err(WeightError::Tensor { tensor: name, found: weight.shape().into(), expected });
             }
-            layers.push(Layer { weight: weight.clone(), outputs: *outputs, first: columns });
+            layers.push(Layer { weight: weight.clone(), outputs: *outputs, first: columns, factor: *factor });
             columns += outputs.places();
         }
         Ok(Product { layers, inputs, first_input, columns })
@@ -170,7 +172,7 @@ impl Reader<'_> {
 
     fn biases(&self, parts: &[Part]) -> Result<Vec<f32>, WeightError> {
         let mut row = Vec::new();
-        for Part { layer, outputs } in parts {
+        for Part { layer, outputs, factor } in parts {
             let name = format!("{layer}.bias");
             let bias = self.tensor(&name)?;
             if bias.elements() != outputs.values() {
@@ -180,7 +182,7 @@ impl Reader<'_> {
             let first = row.len();
             row.resize(first + outputs.places(), 0.0);
             for (place, value) in outputs.places_of_values().zip(bias.to_f32()) {
-                row[first + place] = value;
+                row[first + place] = value * factor;
             }
         }
         Ok(row)
@@ -213,7 +215,10 @@ impl Product {
                     widen(layer.weight.dtype(), bytes, &mut values);
                     let column = layer.first + place;
                     let places = out[(run.place - rows.start) * self.columns + column..].iter_mut();
-                    places.step_by(self.columns).zip(&values).for_each(|(out, value)| *out = *value);
+                    places
+                        .step_by(self.columns)
+                        .zip(&values)
+                        .for_each(|(out, value)| *out = value * layer.factor);
                 }
             }
         }

@@ -1,0 +1,283 @@
+//! Blocks of the action expert on a chip.
+
+use std::sync::Arc;
+
+use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
+
+use super::first_step::Following;
+use super::pool::{Lease, Pool};
+use super::rows::{by_head, mask_row, spread_rows};
+use crate::Tensor;
+use crate::device::host::of_shape;
+use crate::device::ttnn::program::{
+    Numerics, PrefixRows, StepShape, TILE, Wiring, expert_state, expert_step,
+};
+use crate::device::ttnn::{Chip, ChipError};
+use crate::device::{ExpertStage, FirstStep, SliceError, StepInput};
+use crate::model::flow::Step;
+use crate::model::{ContentId, KeyValue, KvCache};
+
+const STAGE: StageKind = StageKind::Expert;
+
+/// Requests in one pass: each has a place for its keys and values in the program.
+const MOST_REQUESTS: usize = 8;
+
+/// Whose keys and values lie in the places of a program.
+pub(super) type Held = Vec<Option<ContentId>>;
+
+/// A step's program in use.
+pub(super) type StepLease = Lease<StepShape, Held>;
+
+/// Some consecutive blocks of the action expert on a chip.
+pub struct TtnnExpert {
+    pub(super) sizes: ModelSizes,
+    pub(super) layers: LayerRange,
+    numerics: Numerics,
+    steps: Arc<Pool<StepShape, Held>>,
+    states: Arc<Pool<PrefixRows>>,
+}
+
+impl TtnnExpert {
+    /// A slice on a chip that has the weights of a checkpoint of these sizes.
+    ///
+    /// # Errors
+    /// When the expert has no such blocks, or the chip cannot load them.
+    pub fn load(
+        chip: Arc<dyn Chip>,
+        sizes: &ModelSizes,
+        layers: LayerRange,
+        numerics: Numerics,
+    ) -> Result<Self, SliceError> {
+        SliceError::check_layers(STAGE, sizes.expert.layers, layers)?;
+        let slice = Self {
+            sizes: *sizes,
+            layers,
+            numerics,
+            steps: Pool::new(Arc::clone(&chip)),
+            states: Pool::new(chip),
+        };
+        slice.lease_step(StepShape { requests: 1, prefix: PrefixRows::holding(1), steps: sizes.steps })?;
+        Ok(slice)
+    }
+
+    pub(super) fn lease_step(&self, shape: StepShape) -> Result<StepLease, SliceError> {
+        let build = || expert_step(&self.sizes, self.layers, shape, self.numerics, Wiring::default());
+        Ok(self.steps.lease(shape, build)?)
+    }
+
+    pub(super) fn lease_state(&self, rows: PrefixRows) -> Result<Lease<PrefixRows, ()>, SliceError> {
+        let build = || expert_state(&self.sizes, self.layers, rows, self.numerics, Wiring::default());
+        Ok(self.states.lease(rows, build)?)
+    }
+
+    /// Tokens of π0's state in a complete cache.
+    pub(super) fn state_tokens(&self) -> usize {
+        usize::from(self.sizes.variant == Variant::Pi0)
+    }
+
+    /// Rows that the actions of a request take.
+    fn rows(&self) -> usize {
+        self.sizes.horizon.next_multiple_of(TILE)
+    }
+
+    fn is_last(&self) -> bool {
+        self.layers.end() == self.sizes.expert.layers
+    }
+
+    /// Some requests that all integrate in the same number of steps.
+    fn step_alike(&self, inputs: &[&StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
+        let tokens = inputs.iter().map(|input| input.cache.tokens().saturating_sub(self.state_tokens()));
+        let prefix = PrefixRows::holding(tokens.max().unwrap_or(0));
+        let steps = inputs[0].step.of().count();
+        let mut lease = self.lease_step(StepShape { requests: inputs.len(), prefix, steps })?;
+        let places = self.places(&mut lease, inputs)?;
+        let by_place = |place: usize| {
+            let request = places.iter().position(|at| *at == place).expect("every place has a request");
+            inputs[request]
+        };
+        let ordered: Vec<&StepInput<'_>> = (0..inputs.len()).map(by_place).collect();
+        let x: Vec<&Tensor> = ordered.iter().map(|input| input.x).collect();
+        let at: Vec<(Step, usize)> = ordered.iter().map(|input| (input.step, input.cache.tokens())).collect();
+        self.begin(&mut lease, prefix, &x, &at)?;
+        for layer in self.layers.iter() {
+            lease.run(&format!("layer {layer}"))?;
+        }
+        let outputs = self.end(&mut lease)?;
+        Ok(places.iter().map(|place| outputs[*place].clone()).collect())
+    }
+
+    /// The place of each request; keys and values that do not lie there yet are written.
+    fn places(&self, lease: &mut StepLease, inputs: &[&StepInput<'_>]) -> Result<Vec<usize>, ChipError> {
+        let count = inputs.len();
+        lease.holds.resize(count, None);
+        let mut places = vec![None; count];
+        let mut taken = vec![false; count];
+        for (input, place) in inputs.iter().zip(&mut places) {
+            let held = |at: &usize| lease.holds[*at] == Some(input.cache.content()) && !taken[*at];
+            *place = (0..count).find(held);
+            place.iter().for_each(|at| taken[*at] = true);
+        }
+        for (input, place) in inputs.iter().zip(&mut places) {
+            if place.is_some() {
+                continue;
+            }
+            let free = taken.iter().position(|taken| !taken).expect("as many places as requests");
+            taken[free] = true;
+            *place = Some(free);
+            // Until all of it is written, the place holds nobody's.
+            lease.holds[free] = None;
+            for (index, layer) in self.layers.iter().enumerate() {
+                self.write_entry(lease, layer, free, input.cache.entry(index))?;
+            }
+            lease.holds[free] = Some(input.cache.content());
+        }
+        Ok(places.into_iter().flatten().collect())
+    }
+
+    /// Keys and values of a layer, those of the state token behind those of the prefix, into a place of a program.
+    pub(super) fn write_entry(
+        &self,
+        lease: &mut StepLease,
+        layer: usize,
+        place: usize,
+        entry: &KeyValue,
+    ) -> Result<(), ChipError> {
+        let expert = &self.sizes.expert;
+        let prefix = lease.program.program().input(&format!("keys {layer} of {place}"));
+        let rows = prefix.map_or(0, |id| lease.program.program().value(id).spec.shape[2]);
+        let split = (entry.tokens() - self.state_tokens()) * expert.kv_width();
+        for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
+            let (prefix, state) = part.data().split_at(split);
+            lease.write(&format!("{what} {layer} of {place}"), &by_head(prefix, expert, rows))?;
+            if self.state_tokens() > 0 {
+                let name = format!("state {what} {layer} of {place}");
+                lease.write(&name, &by_head(state, expert, TILE))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything before the first block: `x` are actions or hidden states, each at its own step behind so many tokens.
+    pub(super) fn begin(
+        &self,
+        lease: &mut StepLease,
+        prefix: PrefixRows,
+        x: &[&Tensor],
+        at: &[(Step, usize)],
+    ) -> Result<(), SliceError> {
+        let (rows, horizon) = (self.rows(), self.sizes.horizon);
+        let first = self.layers.start() == 0;
+        let width = if first { self.sizes.action_dim } else { self.sizes.expert.width };
+        let blocks: Vec<&[f32]> = x.iter().map(|x| x.data()).collect();
+        lease.write(if first { "actions" } else { "hidden" }, &spread_rows(&blocks, width, rows))?;
+        let mut positions = Vec::with_capacity(x.len() * rows);
+        let mut steps = Vec::with_capacity(x.len() * rows);
+        for (step, tokens) in at {
+            positions.extend((0..rows).map(|i| if i < horizon { (tokens + i) as u32 } else { 0 }));
+            steps.extend(std::iter::repeat_n(step.index() as u32, rows));
+        }
+        lease.write_numbers("positions", &positions)?;
+        lease.write_numbers("steps", &steps)?;
+        for (place, (_, tokens)) in at.iter().enumerate() {
+            let mask = self.key_mask(prefix, *tokens);
+            lease.write(&format!("keys that count of {place}"), &mask)?;
+        }
+        Ok(lease.run("begin")?)
+    }
+
+    /// The keys that action tokens attend to behind a cache of so many tokens: the prefix, π0's state token, and the
+    /// actions themselves.
+    fn key_mask(&self, prefix: PrefixRows, tokens: usize) -> Vec<f32> {
+        let state = self.state_tokens();
+        let behind_prefix = prefix.count();
+        let behind_state = behind_prefix + state * TILE;
+        let counting = (0..tokens - state)
+            .chain(behind_prefix..behind_prefix + state)
+            .chain(behind_state..behind_state + self.sizes.horizon);
+        mask_row(behind_state + self.rows(), counting)
+    }
+
+    /// Hidden states or velocities of each place.
+    pub(super) fn end(&self, lease: &mut StepLease) -> Result<Vec<Tensor>, SliceError> {
+        lease.run("end")?;
+        let (name, width) = if self.is_last() {
+            ("velocity", self.sizes.action_dim)
+        } else {
+            ("hidden", self.sizes.expert.width)
+        };
+        let horizon = self.sizes.horizon;
+        let output = lease.read(name)?;
+        let cut = |block: &[f32]| of_shape([horizon, width], block[..horizon * width].to_vec());
+        Ok(output.chunks_exact(self.rows() * width).map(cut).collect())
+    }
+
+    pub(super) fn check_x(&self, x: &Tensor) -> Result<(), SliceError> {
+        let first = self.layers.start() == 0;
+        let width = if first { self.sizes.action_dim } else { self.sizes.expert.width };
+        let expected = [self.sizes.horizon, width];
+        if x.shape() == expected {
+            return Ok(());
+        }
+        Err(self.shape(if first { "actions" } else { "hidden states" }, format!("{expected:?}"), x.shape()))
+    }
+
+    pub(super) fn check_cache(&self, cache: &KvCache, least: usize) -> Result<(), SliceError> {
+        SliceError::check_cache(self.layers, self.sizes.expert.kv_width(), cache)?;
+        if cache.tokens() > least {
+            return Ok(());
+        }
+        let expected = format!("more than {least} tokens");
+        Err(self.shape("a KV cache", expected, &[cache.tokens(), self.sizes.expert.kv_width()]))
+    }
+
+    pub(super) fn takes_no_state(&self) -> SliceError {
+        let what = "a state token: π0.5 takes the state as text";
+        SliceError::NotHere { stage: STAGE, what, range: self.layers }
+    }
+
+    pub(super) fn shape(&self, what: &'static str, expected: String, found: &[usize]) -> SliceError {
+        SliceError::Shape { stage: STAGE, what, expected, found: found.into() }
+    }
+}
+
+impl ExpertStage for TtnnExpert {
+    fn layers(&self) -> LayerRange {
+        self.layers
+    }
+
+    fn cache_state(
+        &self,
+        hidden: &Tensor,
+        caches: &mut [&mut KvCache],
+    ) -> Result<Option<Tensor>, SliceError> {
+        self.cache_states(hidden, caches)
+    }
+
+    /// Requests that integrate in different numbers of steps have different time tables and go one after the other.
+    fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
+        for input in inputs {
+            self.check_x(input.x)?;
+            self.check_cache(input.cache, self.state_tokens())?;
+        }
+        let mut order: Vec<usize> = (0..inputs.len()).collect();
+        order.sort_by_key(|i| inputs[*i].step.of());
+        let mut outputs: Vec<(usize, Tensor)> = Vec::with_capacity(inputs.len());
+        for alike in order.chunk_by(|a, b| inputs[*a].step.of() == inputs[*b].step.of()) {
+            for together in alike.chunks(MOST_REQUESTS) {
+                let members: Vec<&StepInput<'_>> = together.iter().map(|i| &inputs[*i]).collect();
+                outputs.extend(together.iter().copied().zip(self.step_alike(&members)?));
+            }
+        }
+        outputs.sort_by_key(|(i, _)| *i);
+        Ok(outputs.into_iter().map(|(_, output)| output).collect())
+    }
+
+    fn follow(
+        self: Arc<Self>,
+        x: Tensor,
+        state: Option<Tensor>,
+        step: Step,
+    ) -> Result<Box<dyn FirstStep>, SliceError> {
+        Ok(Box::new(Following::begin(self, x, state, step)?))
+    }
+}

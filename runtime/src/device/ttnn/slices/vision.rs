@@ -1,0 +1,140 @@
+//! Blocks of the vision tower on a chip.
+
+use std::sync::Arc;
+
+use tensact_topology::{LayerRange, ModelSizes, StageKind, VisionSizes};
+
+use super::pool::Pool;
+use super::rows::{spread_rows, widened};
+use crate::Tensor;
+use crate::device::host::{of_shape, unfold};
+use crate::device::ttnn::Chip;
+use crate::device::ttnn::program::{Numerics, Spread, TILE, Wiring, vision};
+use crate::device::{SliceError, VisionStage};
+
+const STAGE: StageKind = StageKind::Vision;
+
+/// Images in one pass: what more of them cost in memory, they no longer win in time.
+const MOST_IMAGES: usize = 8;
+
+/// Some consecutive blocks of the vision tower on a chip.
+pub struct TtnnVision {
+    sizes: VisionSizes,
+    vlm_width: usize,
+    layers: LayerRange,
+    numerics: Numerics,
+    programs: Arc<Pool<Images>>,
+}
+
+/// So many images of so many patches a side.
+#[derive(Clone, Copy, PartialEq)]
+struct Images {
+    count: usize,
+    grid: usize,
+}
+
+impl TtnnVision {
+    /// A slice on a chip that has the weights of a checkpoint of these sizes.
+    ///
+    /// # Errors
+    /// When the tower has no such blocks, or the chip cannot load them.
+    pub fn load(
+        chip: Arc<dyn Chip>,
+        sizes: &ModelSizes,
+        layers: LayerRange,
+        numerics: Numerics,
+    ) -> Result<Self, SliceError> {
+        SliceError::check_layers(STAGE, sizes.vision.layers, layers)?;
+        let slice = Self {
+            sizes: sizes.vision,
+            vlm_width: sizes.vlm.width,
+            layers,
+            numerics,
+            programs: Pool::new(chip),
+        };
+        slice.lease(Images { count: 1, grid: sizes.vision.image / sizes.vision.patch })?;
+        Ok(slice)
+    }
+
+    fn lease(&self, shape: Images) -> Result<super::pool::Lease<Images, ()>, SliceError> {
+        let Images { count, grid } = shape;
+        let build = || {
+            vision(&self.sizes, self.vlm_width, self.layers, count, grid, self.numerics, Wiring::default())
+        };
+        Ok(self.programs.lease(shape, build)?)
+    }
+
+    /// Some images of one shape.
+    fn run_alike(&self, images: &[&Tensor]) -> Result<Vec<Tensor>, SliceError> {
+        let grid = self.grid(images[0])?;
+        let (patches, rows) = (grid * grid, (grid * grid).next_multiple_of(TILE));
+        let mut lease = self.lease(Images { count: images.len(), grid })?;
+        if self.layers.start() == 0 {
+            let pixels = Spread::aligned(3 * self.sizes.patch * self.sizes.patch, TILE);
+            let unfolded = images.iter().map(|image| unfold(image, grid, self.sizes.patch));
+            let unfolded: Vec<Vec<f32>> =
+                unfolded.map(|rows| widened(&rows, pixels.values(), pixels.places())).collect();
+            let blocks: Vec<&[f32]> = unfolded.iter().map(|rows| &rows[..]).collect();
+            lease.write("images", &spread_rows(&blocks, pixels.places(), rows))?;
+        } else {
+            let blocks: Vec<&[f32]> = images.iter().map(|hidden| hidden.data()).collect();
+            lease.write("hidden", &spread_rows(&blocks, self.sizes.width, rows))?;
+        }
+        lease.run("embed")?;
+        for layer in self.layers.iter() {
+            lease.run(&format!("layer {layer}"))?;
+        }
+        lease.run("project")?;
+        if self.layers.end() == self.sizes.layers {
+            let mut of_image =
+                |image| Ok(cut(&lease.read(&format!("image {image}"))?, patches, self.vlm_width));
+            return (0..images.len()).map(&mut of_image).collect();
+        }
+        let (hidden, width) = (lease.read("hidden")?, self.sizes.width);
+        Ok(hidden.chunks_exact(rows * width).map(|image| cut(image, patches, width)).collect())
+    }
+
+    /// Patches a side of an image, or of hidden states.
+    fn grid(&self, input: &Tensor) -> Result<usize, SliceError> {
+        let VisionSizes { patch, table_side, width, .. } = self.sizes;
+        let (grid, fits) = match *input.shape() {
+            [3, side, columns] if self.layers.start() == 0 => {
+                (side / patch, side == columns && side.is_multiple_of(patch) && side / patch >= table_side)
+            }
+            [patches, found] if self.layers.start() > 0 => {
+                (patches.isqrt(), found == width && patches > 0 && patches.isqrt().pow(2) == patches)
+            }
+            _ => (0, false),
+        };
+        let expected = match self.layers.start() {
+            0 => format!("[3, S, S] with S a multiple of {patch}, at least {}", patch * table_side),
+            _ => format!("[patches of a square, {width}]"),
+        };
+        if fits {
+            return Ok(grid);
+        }
+        Err(SliceError::Shape { stage: STAGE, what: "images", expected, found: input.shape().into() })
+    }
+}
+
+/// The first rows of padded ones.
+fn cut(rows: &[f32], count: usize, width: usize) -> Tensor {
+    of_shape([count, width], rows[..count * width].to_vec())
+}
+
+impl VisionStage for TtnnVision {
+    fn layers(&self) -> LayerRange {
+        self.layers
+    }
+
+    /// Neighbouring images of one shape run together.
+    fn run(&self, images: &[&Tensor]) -> Result<Vec<Tensor>, SliceError> {
+        let mut outputs = Vec::with_capacity(images.len());
+        for alike in images.chunk_by(|a, b| a.shape() == b.shape()) {
+            for together in alike.chunks(MOST_IMAGES) {
+                outputs.extend(self.run_alike(together)?);
+            }
+        }
+        Ok(outputs)
+    }
+}
