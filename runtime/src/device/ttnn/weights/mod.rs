@@ -93,3 +93,6 @@ impl Weights {
 fn key(recipe: &Recipe, TensorSpec { shape, dtype, .. }: TensorSpec) -> String {
     format!("{shape:?} {dtype} {recipe:?}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,11 @@
 //! The programs of the tiny golden policies, driven by hand, against the peers' f32.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use tensact_topology::{LayerRange, ModelSizes, Variant, WeightDtype};
 
-use super::super::Interpreter;
-use crate::checkpoint::Checkpoint;
+use super::{checkpoint, golden};
+use crate::device::ttnn::interpret::Interpreter;
 use crate::device::ttnn::program::{
     HeadLayout, Numerics, PrefixRows, Program, StepShape, TILE, Wiring, expert_state, expert_step,
     prefix_embedding, prefix_layers, vision,
@@ -20,10 +19,6 @@ use crate::verify::Closeness;
 
 const POLICIES: [&str; 2] = ["tiny_pi0", "tiny_pi05"];
 const CLOSED: f32 = f32::NEG_INFINITY;
-
-fn golden(policy: &str, file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(policy).join(file)
-}
 
 /// A policy on an interpreted chip, with its golden tensors.
 struct Bench {
@@ -76,7 +71,7 @@ struct Prefix {
 
 impl Bench {
     fn new(policy: &str, weights: WeightDtype, padding: f32) -> Self {
-        let checkpoint = Checkpoint::open(&golden(policy, "model_openpi_bf16.safetensors")).unwrap();
+        let checkpoint = checkpoint(policy);
         let file = TensorFile::open(&golden(policy, "golden.safetensors")).unwrap();
         let sizes = *checkpoint.sizes();
         let steps = Steps::new(sizes.steps).unwrap();
