@@ -100,6 +100,15 @@ impl Source {
         }
     }
 
+    /// The tensors that all values come from, where it is they and not something that was computed.
+    pub(super) fn tensors(&self) -> Option<Vec<&StoredTensor>> {
+        match self {
+            Source::Product(product) => Some(product.layers.iter().map(|layer| &layer.weight).collect()),
+            Source::Tokens { table, .. } => Some(vec![table]),
+            Source::Repeated { .. } | Source::Made { .. } => None,
+        }
+    }
+
     /// Writes some rows into zeros.
     pub(super) fn fill(&self, rows: Range<usize>, out: &mut [f32]) {
         match self {

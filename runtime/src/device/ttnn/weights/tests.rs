@@ -147,7 +147,8 @@ fn angles_stand_with_both_halves_of_a_head() {
     let weights = weights("tiny_pi0");
     let head = HeadLayout::halves(16);
     let angle = |position: usize, pair: i32| position as f64 * 10_000f64.powf(-2.0 * f64::from(pair) / 16.0);
-    let tables: [(Recipe, fn(f64) -> f64); 2] = [
+    type Function = fn(f64) -> f64;
+    let tables: [(Recipe, Function); 2] = [
         (Recipe::Cosines { positions: 64, head: head.head }, f64::cos),
         (Recipe::Sines { positions: 64, head: head.head }, f64::sin),
     ];
@@ -267,4 +268,33 @@ fn what_does_not_belong_to_the_checkpoint_is_refused() {
     assert!(shape.contains("makes 1 × 128 floats, the program declares [1, 1, 1, 64] bf16"), "{shape}");
     assert!(refused(norm, tiles(1, 128, Dtype::U32)).contains("u32"));
     assert!(refused(Recipe::MixedTime { steps: 0 }, tiles(0, 64, Dtype::Bf16)).contains("0 denoising steps"));
+}
+
+#[test]
+fn large_weights_come_from_the_cache_and_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let cached = || weights("tiny_pi0").cached_in(WeightCache::at(folder.path().into(), 1 << 30));
+    // All of an expert's layers side by side, several times over: large enough to be kept.
+    let expert = weights("tiny_pi0").checkpoint.sizes().expert;
+    let part = |layer| Part::new(format!("{EXPERT}.layers.{layer}.mlp.gate_proj"), Spread::dense(expert.mlp));
+    let parts: Vec<Part> = (0..135).map(|i| part(i % 3)).collect();
+    let columns = parts.len() * expert.mlp;
+    let recipe = Recipe::Product { parts, inputs: Spread::dense(expert.width), first_input: 0 };
+    let spec = tiles(expert.width, columns, Dtype::Bfp8B);
+    let plain = weights("tiny_pi0").get(&recipe, spec).unwrap();
+    assert_eq!(cached().get(&recipe, spec).unwrap(), plain);
+    let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let written = std::fs::metadata(&file).unwrap().modified().unwrap();
+    assert_eq!(cached().get(&recipe, spec).unwrap(), plain);
+    assert!(std::fs::metadata(&file).unwrap().modified().unwrap() > written, "it was used");
+    std::fs::write(&file, b"spoiled").unwrap();
+    assert_eq!(cached().get(&recipe, spec).unwrap(), plain);
+    assert!(std::fs::metadata(&file).unwrap().len() > 1 << 20, "it was made again");
+
+    // Other types and small weights are not kept.
+    cached().get(&recipe, tiles(expert.width, columns, Dtype::Bf16)).unwrap();
+    let parts = vec![part(0)];
+    let small = Recipe::Product { parts, inputs: Spread::dense(expert.width), first_input: 0 };
+    cached().get(&small, tiles(expert.width, expert.mlp, Dtype::Bfp8B)).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

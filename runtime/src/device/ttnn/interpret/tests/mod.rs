@@ -1,3 +1,4 @@
+mod full_size;
 mod ops;
 mod programs;
 mod running;

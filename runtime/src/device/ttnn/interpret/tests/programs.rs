@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tensact_topology::{LayerRange, ModelSizes, Variant, WeightDtype};
 
 use super::{checkpoint, golden};
+use crate::Tensor;
 use crate::device::ttnn::interpret::Interpreter;
 use crate::device::ttnn::program::{
     HeadLayout, Numerics, PrefixRows, Program, StepShape, TILE, Wiring, expert_state, expert_step,
@@ -107,19 +108,26 @@ impl Bench {
     }
 
     fn vision(&self, sample: &Sample, found: &mut Found) -> Vec<Vec<f32>> {
-        let vision_sizes = self.sizes.vision;
-        let (patch, grid) = (vision_sizes.patch, vision_sizes.table_side);
+        let present = sample.input.images.iter().zip(&self.inputs.cameras);
+        let (images, names): (Vec<Tensor>, Vec<&String>) =
+            present.filter_map(|(image, name)| Some((image.clone()?, name))).unzip();
+        let (tokens, width) = (self.image_tokens(&images), self.sizes.vlm.width);
+        for (name, tokens) in names.iter().zip(&tokens) {
+            found.insert(format!("vision.{name}.projected"), tokens.clone());
+        }
+        let rows = self.sizes.vision.table_side.pow(2).next_multiple_of(TILE);
+        tokens.iter().map(|tokens| self.padded(tokens, width, rows)).collect()
+    }
+
+    /// The tokens `[patches, width]` of images of one size.
+    fn image_tokens(&self, images: &[Tensor]) -> Vec<Vec<f32>> {
+        let sizes = self.sizes.vision;
+        let (patch, width) = (sizes.patch, self.sizes.vlm.width);
+        let grid = images[0].shape()[1] / patch;
         let (patches, pixels) = (grid * grid, 3 * patch * patch);
         let (rows, places) = (patches.next_multiple_of(TILE), pixels.next_multiple_of(TILE));
-        let present: Vec<_> = sample
-            .input
-            .images
-            .iter()
-            .enumerate()
-            .filter_map(|(i, image)| Some((i, image.as_ref()?)))
-            .collect();
-        let mut images = Vec::new();
-        for (_, image) in &present {
+        let mut input = Vec::new();
+        for image in images {
             let side = grid * patch;
             let mut unfolded = vec![0.0; patches * places];
             for (index, value) in image.data().iter().enumerate() {
@@ -128,23 +136,15 @@ impl Bench {
                 let place = (channel * patch + y % patch) * patch + x % patch;
                 unfolded[row * places + place] = *value;
             }
-            images.extend(self.padded(&unfolded, places, rows));
+            input.extend(self.padded(&unfolded, places, rows));
         }
-        let (layers, width) = (Self::layers(vision_sizes.layers), self.sizes.vlm.width);
-        let program =
-            vision(&vision_sizes, width, layers, present.len(), grid, self.numerics, Wiring::default());
+        let layers = Self::layers(sizes.layers);
+        let program = vision(&sizes, width, layers, images.len(), grid, self.numerics, Wiring::default());
         let mut program = self.load(program.unwrap());
-        program.write("images", &images);
+        program.write("images", &input);
         program.run();
-        let mut kept = Vec::new();
-        for (slot, (camera, _)) in present.iter().enumerate() {
-            let tokens = program.read(&format!("image {slot}"));
-            assert_eq!(tokens.len(), rows * width);
-            let name = &self.inputs.cameras[*camera];
-            found.insert(format!("vision.{name}.projected"), tokens[..patches * width].to_vec());
-            kept.push(self.padded(&tokens[..patches * width], width, rows));
-        }
-        kept
+        let tokens = |image| program.read(&format!("image {image}"))[..patches * width].to_vec();
+        (0..images.len()).map(tokens).collect()
     }
 
     fn prefix(&self, index: usize, images: &[Vec<f32>], found: &mut Found) -> Prefix {
@@ -322,4 +322,18 @@ fn what_padding_rows_hold_changes_no_bit_of_valid_rows() {
             }
         }
     }
+}
+
+#[test]
+fn larger_images_have_a_larger_table_of_positions() {
+    let bench = Bench::new("tiny_pi0", WeightDtype::Bf16, 1e3);
+    let file = TensorFile::open(&golden("tiny_pi0", "golden_resize_84.safetensors")).unwrap();
+    let images = &file.tensors()["in.image.0"];
+    let [_, channels, side, _] = images.shape().try_into().unwrap();
+    let image = images.to_f32()[..channels * side * side].to_vec();
+    let tokens = bench.image_tokens(&[Tensor::new([channels, side, side], image).unwrap()]).remove(0);
+    let expected = file.tensors()["vision.0.projected"].to_f32();
+    let closeness = Closeness::of(&tokens, &expected[..tokens.len()]);
+    assert!(tokens.len() == 36 * 128 && closeness.pcc >= 0.999, "{closeness:?}");
+    assert!((closeness.norm_ratio - 1.0).abs() <= 0.01, "{closeness:?}");
 }
