@@ -94,7 +94,7 @@ fn interpreted_programs_of_the_base_policies_agree_with_the_host() {
     let folder = std::env::var_os("TENSACT_FULL_SIZE").map(PathBuf::from);
     let folder = folder.expect("TENSACT_FULL_SIZE names a folder with 11 GB of room");
     for variant in [Variant::Pi0, Variant::Pi05] {
-        let path = folder.join(format!("{variant}-base").replace('π', "pi"));
+        let path = folder.join(format!("{variant}-base"));
         if Checkpoint::open(&path).is_err() {
             write(&path, &SynthSize::Base.sizes(variant), 0, SynthDtype::Bf16, &|_, _| ()).unwrap();
         }

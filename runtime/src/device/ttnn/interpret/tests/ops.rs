@@ -119,7 +119,10 @@ proptest! {
     }
 
     #[test]
-    fn norms(rows in 1usize..40, width in 1usize..100, epsilon in 1e-6f32..1e-2, weighted in any::<bool>(), dtype in float(), seed in any::<u64>()) {
+    fn norms(
+        rows in 1usize..40, width in 1usize..100, epsilon in 1e-6f32..1e-2, weighted in any::<bool>(),
+        dtype in float(), seed in any::<u64>(),
+    ) {
         let unit = |row: &[f64], mean: f64| {
             let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
             let factor = 1.0 / (square + f64::from(epsilon)).sqrt();
@@ -152,7 +155,8 @@ proptest! {
 
     #[test]
     fn sums_and_products_repeat_dimensions_of_one(
-        shape in [1usize..3, 1usize..3, 1usize..40, 1usize..40], repeated in [any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()],
+        shape in [1usize..3, 1usize..3, 1usize..40, 1usize..40],
+        repeated in [any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()],
         which in 0usize..4, dtype in float(), seed in any::<u64>(),
     ) {
         let mut case = Case::new(seed);
@@ -179,7 +183,9 @@ proptest! {
     }
 
     #[test]
-    fn functions_of_one_value(rows in 1usize..40, width in 1usize..40, factor in -3.0f32..3.0, dtype in float(), seed in any::<u64>()) {
+    fn functions_of_one_value(
+        rows in 1usize..40, width in 1usize..40, factor in -3.0f32..3.0, dtype in float(), seed in any::<u64>(),
+    ) {
         for which in 0..4 {
             let mut case = Case::new(seed);
             let (x, _, values) = case.input([1, 2, rows, width], dtype);
@@ -211,7 +217,9 @@ proptest! {
     }
 
     #[test]
-    fn heads_are_split_and_joined(a in 1usize..3, group in 1usize..4, kv_heads in 1usize..3, tokens in 1usize..40, seed in any::<u64>()) {
+    fn heads_are_split_and_joined(
+        a in 1usize..3, group in 1usize..4, kv_heads in 1usize..3, tokens in 1usize..40, seed in any::<u64>(),
+    ) {
         let (heads, width, mut case) = (group * kv_heads, 32, Case::new(seed));
         let columns = (heads + 2 * kv_heads) * width;
         let (x, _, values) = case.input([a, 1, tokens, columns], Dtype::Bf16);
@@ -234,8 +242,8 @@ proptest! {
 
     #[test]
     fn attention(
-        a in 1usize..3, group in 1usize..3, kv_heads in 1usize..3, queries in 1usize..70, keys in 1usize..70, width in 1usize..40,
-        masks in 0usize..3, scale in 0.1f32..1.0, seed in any::<u64>(),
+        a in 1usize..3, group in 1usize..3, kv_heads in 1usize..3, queries in 1usize..70,
+        keys in 1usize..70, width in 1usize..40, masks in 0usize..3, scale in 0.1f32..1.0, seed in any::<u64>(),
     ) {
         let (heads, mut case) = (group * kv_heads, Case::new(seed));
         let (q, _, q_values) = case.input([a, heads, queries, width], Dtype::Bf16);
@@ -269,7 +277,9 @@ proptest! {
     }
 
     #[test]
-    fn parts_are_joined_and_cut(shape in [1usize..3, 1usize..3, 1usize..3, 1usize..3], dim in 0usize..4, seed in any::<u64>()) {
+    fn parts_are_joined_and_cut(
+        shape in [1usize..3, 1usize..3, 1usize..3, 1usize..3], dim in 0usize..4, seed in any::<u64>(),
+    ) {
         let shape = [shape[0], shape[1], 32 * shape[2], 32 * shape[3]];
         let unit = if dim < 2 { 1 } else { 32 };
         let mut longer = shape;
@@ -365,4 +375,25 @@ fn weights_of_every_dtype_are_factors_as_they_are_stored() {
         let stored: Vec<f64> = stored.into_iter().map(f64::from).collect();
         assert_close(&found, &product(&values, &stored, &[0.0; 8]), Dtype::F32);
     }
+}
+
+#[test]
+fn keys_that_do_not_count_have_no_share() {
+    let (queries, keys, counting, width) = (8, 40, 33, 32);
+    let attended = |padding: [f32; 2]| {
+        let mut case = Case::new(11);
+        let (q, ..) = case.input([1, 1, queries, width], Dtype::Bf16);
+        let [k, v] = padding.map(|padding| {
+            let mut values = case.values(keys * width);
+            values[counting * width..].fill(padding);
+            case.given([1, 1, keys, width], Dtype::Bf16, values).0
+        });
+        let row = |_| (0..keys).map(|key| if key < counting { 0.0 } else { f32::NEG_INFINITY });
+        let mask = case.given([1, 1, queries, keys], Dtype::Bf16, (0..queries).flat_map(row).collect()).0;
+        let compute = Compute::EXACT;
+        let op = Op::Attention { q, k, v, mask: Some(mask), scale: 0.2, q_chunk: 32, k_chunk: 32, compute };
+        case.run_one(op, Dtype::Bf16)
+    };
+    // The largest bf16 shows the smallest share.
+    assert_eq!(attended([0.0, 0.0]), attended([1e30, 3.38e38]));
 }
