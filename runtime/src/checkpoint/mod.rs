@@ -18,7 +18,9 @@ use crate::config::PolicyConfig;
 use crate::tensor_file::{StoredTensor, TensorFile, TensorFileError};
 use names::{Naming, Part, tensor_specs};
 
-/// A checked checkpoint: every tensor that its policy needs is there, has the right shape and a float type.
+/// A checked checkpoint: every tensor that its policy needs is there, has the right shape and a float type. A clone
+/// shares the mapped files.
+#[derive(Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     config: PolicyConfig,
@@ -100,6 +102,11 @@ impl Checkpoint {
             Some(tensor) => tensor,
             None => unreachable!("tensor `{name}` is not among those checked on opening"),
         }
+    }
+
+    /// A tensor by openpi's name, if the policy has it.
+    pub(crate) fn find(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
     }
 
     /// Tensors that are in the file and never read, such as the expert's output head.

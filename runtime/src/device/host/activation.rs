@@ -3,7 +3,7 @@
 /// `e^x`, accurate to 2 units in the last place; arguments below -87 give the smallest normal numbers, above 88 the
 /// largest. Reduction and polynomial as in Cephes' `expf` (Moshier).
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(in crate::device) fn exp(x: f32) -> f32 {
     /// 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
@@ -22,21 +22,21 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `x · sigmoid(x)`.
 #[inline(always)]
-pub(super) fn silu(x: f32) -> f32 {
+pub(in crate::device) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
 /// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x · sigmoid` of twice that argument, which loses no digits
 /// where tanh nears -1.
 #[inline(always)]
-pub(super) fn gelu_tanh(x: f32) -> f32 {
+pub(in crate::device) fn gelu_tanh(x: f32) -> f32 {
     const TWICE_ROOT_TWO_OVER_PI: f32 = 1.595_769_2;
     x / (1.0 + exp(-TWICE_ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
 }
 
 /// The nearest bf16, ties to even; NaN stays NaN.
 #[inline(always)]
-pub(super) fn round_to_bf16(x: f32) -> f32 {
+pub(in crate::device) fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
     f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { rounded })

@@ -4,20 +4,20 @@
 //! number of threads, the other members of a batch and the cut into slices. The kernels keep it by splitting work by
 //! rows and columns of results only, never along a sum.
 
-mod activation;
+pub(super) mod activation;
 mod attention;
 mod decoder;
 mod expert;
 mod first_step;
-mod gemm;
+pub(super) mod gemm;
 mod linear;
-mod norm;
+pub(super) mod norm;
 mod prefix;
-mod rope;
+pub(super) mod rope;
 mod suffix;
-mod time;
-mod vectorise;
-mod vision;
+pub(super) mod time;
+pub(super) mod vectorise;
+pub(super) mod vision;
 
 use std::num::NonZeroUsize;
 use std::str::FromStr;
@@ -89,7 +89,7 @@ const MAX_THREADS: usize = 1024;
 
 /// A pool of threads that runs slices of a policy.
 pub struct HostDevice {
-    pool: ThreadPool,
+    pub(super) pool: ThreadPool,
     dtype: ComputeDtype,
 }
 

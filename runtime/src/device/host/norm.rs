@@ -10,7 +10,7 @@ const EPSILON: f32 = 1e-6;
 
 /// Sum of `f(x)` over a row, in 16 interleaved partial sums.
 #[inline(always)]
-fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(in crate::device) fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; 16];
     let (chunks, rest) = row.as_chunks::<16>();
     for chunk in chunks {
@@ -21,7 +21,7 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// Applies `norm` to every row and rounds the result to the compute type: it is about to enter a product.
-fn by_row(
+pub(in crate::device) fn by_row(
     device: &HostDevice,
     x: &[f32],
     width: usize,

@@ -4,16 +4,17 @@
 const THETA: f32 = 10_000.0;
 
 /// Cosines and sines for the positions of a batch's rows.
-pub(super) struct Rotation {
+pub(in crate::device) struct Rotation {
     /// Per row, one value for each pair of a head.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    pub(in crate::device) cos: Vec<f32>,
+    /// Likewise.
+    pub(in crate::device) sin: Vec<f32>,
     head_dim: usize,
 }
 
 impl Rotation {
     /// For rows at these positions.
-    pub(super) fn new(positions: impl Iterator<Item = usize>, head_dim: usize) -> Self {
+    pub(in crate::device) fn new(positions: impl Iterator<Item = usize>, head_dim: usize) -> Self {
         let pairs = head_dim / 2;
         let frequencies: Vec<f32> =
             (0..pairs).map(|i| 1.0 / THETA.powf((2 * i) as f32 / head_dim as f32)).collect();

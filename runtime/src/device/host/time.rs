@@ -189,6 +189,25 @@ fn condition(device: &HostDevice, time_in: &Linear, time_out: &Linear, time: &[f
     activated(time_out.apply(device, &activated(time_in.apply(device, time))))
 }
 
+/// π0: the time's share of `action_time_mlp_in`, bias included, `[steps, width]`.
+pub(in crate::device) fn mixed_time(device: &HostDevice, checkpoint: &Checkpoint, steps: Steps) -> Vec<f32> {
+    let times = embed_steps(steps, checkpoint.sizes().expert.width, checkpoint.config().periods);
+    ActionTimeMlp::load(checkpoint).apply_to_time(device, &times)
+}
+
+/// π0.5: `1 + scale`, shift and gate of the adaptive norm `norm` at each step, `[steps, 3 · width]`.
+pub(in crate::device) fn modulation(
+    device: &HostDevice,
+    checkpoint: &Checkpoint,
+    norm: &str,
+    steps: Steps,
+) -> Vec<f32> {
+    let dense = Linear::load_with_bias(device, checkpoint, &format!("{norm}.dense")).in_f32();
+    let conditions = conditions(device, checkpoint, steps).concat();
+    let rows = Modulation::from_dense(&dense.apply(device, &conditions), checkpoint.sizes().expert.width);
+    rows.into_iter().flat_map(|row| [row.scale, row.shift, row.gate].concat()).collect()
+}
+
 /// The time condition of each step of π0.5, `[steps][width]`; nothing for π0.
 pub(super) fn conditions(device: &HostDevice, checkpoint: &Checkpoint, steps: Steps) -> Vec<Vec<f32>> {
     if checkpoint.sizes().variant == Variant::Pi0 {

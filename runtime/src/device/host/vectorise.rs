@@ -4,7 +4,7 @@
 ///
 /// The arithmetic is the same in both versions, operation by operation: wider vectors change no bit.
 #[inline]
-pub(super) fn widest<R>(work: impl FnOnce() -> R) -> R {
+pub(in crate::device) fn widest<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: AVX2 was just detected.

@@ -246,7 +246,7 @@ pub(crate) fn unfold(images: &Tensor, grid: usize, patch: usize) -> Vec<f32> {
 
 /// The position table `[from², width]` for a grid of `to` patches a side: bicubic with a = -0.75 and pixel centres
 /// aligned, as PyTorch's `interpolate(mode="bicubic", align_corners=False)`.
-fn resize_positions(table: &[f32], from: usize, to: usize) -> Cow<'_, [f32]> {
+pub(in crate::device) fn resize_positions(table: &[f32], from: usize, to: usize) -> Cow<'_, [f32]> {
     if from == to {
         return Cow::Borrowed(table);
     }

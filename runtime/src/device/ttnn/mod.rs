@@ -4,10 +4,19 @@
 //! are all written down before anything runs. The same program is run on a chip, interpreted on the host with the
 //! chip's rounding, and written to a file that TT-NN's own validators check on mock chips.
 
+pub mod bfp8;
 mod chip;
+#[cfg(feature = "ttnn")]
+pub mod executor;
 pub mod export;
+mod interpret;
+mod packed;
 pub mod program;
 mod slices;
+mod weights;
 
 pub use chip::{Chip, ChipError, LoadedProgram};
+pub use interpret::Interpreter;
+pub use packed::{Packed, Values};
 pub use slices::{TtnnExpert, TtnnPrefix, TtnnVision};
+pub use weights::{WeightError, Weights};

@@ -27,14 +27,19 @@ const BLOCK: usize = 64;
 
 /// The right-hand operand of a product, `inner × columns`.
 #[derive(Clone, Copy)]
-pub(super) enum Columns<'a> {
+pub(in crate::device) enum Columns<'a> {
     /// A weight `[columns, inner]` as it lies in the checkpoint, rounded to the compute type when it is used.
     Stored(&'a StoredTensor, ComputeDtype),
     /// f32 values; element `(k, n)` at `n * stride + k`: keys, by token.
     ByColumn(&'a [f32], usize),
     /// f32 values; element `(k, n)` at `k * stride + n`: values, by token.
     ByRow(&'a [f32], usize),
+    /// Whatever writes some columns of a row: weights that are stored in a form of their own.
+    Written(&'a WriteRow<'a>),
 }
+
+/// Writes the elements `(k, n)` of one row `k` and of these columns.
+pub(in crate::device) type WriteRow<'a> = dyn Fn(usize, Range<usize>, &mut [f32]) + Sync + 'a;
 
 impl Columns<'_> {
     /// Writes elements `(k, n)` of the two ranges to `panel[k][n]`, rows of [`PANEL`] with zeros behind the last
@@ -70,6 +75,11 @@ impl Columns<'_> {
                         .copy_from_slice(&values[k * stride + columns.start..][..columns.len()]);
                 }
             }
+            Columns::Written(write) => {
+                for (k, row) in inner.zip(panel.chunks_exact_mut(PANEL)) {
+                    write(k, columns.clone(), &mut row[..columns.len()]);
+                }
+            }
         }
     }
 }
@@ -99,7 +109,12 @@ thread_local! {
 }
 
 /// `x [rows, inner]` times the given columns, `[rows, columns.len()]`, on the calling thread.
-pub(super) fn multiply_block(x: &[f32], inner: usize, right: Columns<'_>, columns: Range<usize>) -> Vec<f32> {
+pub(in crate::device) fn multiply_block(
+    x: &[f32],
+    inner: usize,
+    right: Columns<'_>,
+    columns: Range<usize>,
+) -> Vec<f32> {
     multiply_block_with(micro_kernel(), x, inner, right, columns)
 }
 
@@ -174,7 +189,7 @@ fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
 }
 
 /// `x [rows, inner]` times all columns, `[rows, columns]`, on the threads of the device.
-pub(super) fn multiply(
+pub(in crate::device) fn multiply(
     device: &HostDevice,
     x: &[f32],
     inner: usize,
@@ -242,7 +257,11 @@ mod tests {
             let expected = in_f64(&x, inner, &w, columns);
             let by_row: Vec<f32> = (0..inner * columns).map(|i| w[(i % columns) * inner + i / columns]).collect();
             for kernel in [micro_kernel(), portable::multiply_add] {
-                for right in [Columns::ByColumn(&w, inner), Columns::ByRow(&by_row, columns)] {
+                let write = |k: usize, some: Range<usize>, out: &mut [f32]| {
+                    out.copy_from_slice(&by_row[k * columns..][some]);
+                };
+                let layouts = [Columns::ByColumn(&w, inner), Columns::ByRow(&by_row, columns)];
+                for right in layouts.into_iter().chain([Columns::Written(&write)]) {
                     let found = multiply_block_with(kernel, &x, inner, right, 0..columns);
                     assert_close(&found, &expected, inner);
                 }

@@ -1,8 +1,8 @@
 //! One call of a program, given to TT-NN.
 
 use ttnn_sys::{
-    Activation, AttentionOptions, Compute, DataType, Fidelity, Heads, Layout, LinearOptions, MatmulProgram, Memory,
-    Mesh, Tensor, ops,
+    Activation, AttentionOptions, Compute, DataType, Fidelity, Heads, Layout, LinearOptions, MatmulProgram,
+    Memory, Mesh, Tensor, ops,
 };
 
 use super::on_chip::Slot;
@@ -31,12 +31,7 @@ pub(super) enum CallError {
 }
 
 /// Runs a call and puts its results where they belong.
-pub(super) fn call(
-    mesh: &Mesh,
-    program: &Program,
-    call: &Call,
-    slots: &mut [Slot],
-) -> Result<(), CallError> {
+pub(super) fn call(mesh: &Mesh, program: &Program, call: &Call, slots: &mut [Slot]) -> Result<(), CallError> {
     let results = compute(mesh, program, call, slots)?;
     for (id, result) in call.out.iter().zip(results) {
         let result = placed(result, program.value(*id).spec)?;

@@ -89,7 +89,11 @@ impl TtnnChip {
     ///
     /// # Errors
     /// When TT-NN does not open the board, its chips are others than the deployment's, or one does not answer right.
-    pub fn open(board: &Board, chips: &[ChipId], weights: &Arc<Weights>) -> Result<Vec<Arc<Self>>, OpenError> {
+    pub fn open(
+        board: &Board,
+        chips: &[ChipId],
+        weights: &Arc<Weights>,
+    ) -> Result<Vec<Arc<Self>>, OpenError> {
         let ttnn = |source| OpenError::Ttnn { board: board.name.clone(), source };
         let all = board.chips().len() as u32;
         let (rows, cols) = board.shape.unwrap_or((1, all));
@@ -107,7 +111,12 @@ impl TtnnChip {
         chips.iter().map(|chip| Self::start(&mesh, board, *chip, Arc::clone(weights))).collect()
     }
 
-    fn start(mesh: &Mesh, board: &Board, chip: ChipId, weights: Arc<Weights>) -> Result<Arc<Self>, OpenError> {
+    fn start(
+        mesh: &Mesh,
+        board: &Board,
+        chip: ChipId,
+        weights: Arc<Weights>,
+    ) -> Result<Arc<Self>, OpenError> {
         let ttnn = |source| OpenError::Ttnn { board: board.name.clone(), source };
         let Some(place) = board.chips().iter().position(|other| other.id == chip) else {
             return Err(OpenError::NoSuchChip { board: board.name.clone(), chip });

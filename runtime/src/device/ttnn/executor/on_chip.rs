@@ -87,17 +87,17 @@ impl OnChip {
         for loaded in self.programs.values_mut() {
             loaded.traces.iter_mut().for_each(|trace| *trace = None);
         }
-        let freed: BTreeSet<ValueId> =
-            program.calls().flat_map(|call| call.frees.iter().copied()).collect();
+        let freed: BTreeSet<ValueId> = program.calls().flat_map(|call| call.frees.iter().copied()).collect();
         let mut slots = Vec::with_capacity(program.values.len());
         for (id, value) in program.ids() {
             let made = match &value.origin {
                 Origin::Weight(recipe) => self.weight(&program.name, &value.name, recipe, value.spec)?,
                 Origin::Call if freed.contains(&id) => Slot::Passing(None),
-                Origin::Input | Origin::Buffer | Origin::Call => Slot::Kept(
-                    zeros(&self.mesh, value.spec)
-                        .map_err(|error| self.failed(program, &format!("room for `{}`", value.name), &error))?,
-                ),
+                Origin::Input | Origin::Buffer | Origin::Call => {
+                    Slot::Kept(zeros(&self.mesh, value.spec).map_err(|error| {
+                        self.failed(program, &format!("room for `{}`", value.name), &error)
+                    })?)
+                }
             };
             slots.push(made);
         }
@@ -143,7 +143,8 @@ impl OnChip {
             return run_calls(chip, &mesh, loaded, segment);
         }
         let program = Arc::clone(&loaded.program);
-        let failed = |error: &ttnn_sys::Error| self::failed(chip, &program, &format!("segment {segment}"), error);
+        let failed =
+            |error: &ttnn_sys::Error| self::failed(chip, &program, &format!("segment {segment}"), error);
         if loaded.traces.get(segment).is_some_and(Option::is_none) {
             let mut refused = None;
             let captured = Trace::capture(&mesh, || {
@@ -173,7 +174,8 @@ impl OnChip {
         if let Some(known) = self.uploaded.get(&key).and_then(Weak::upgrade) {
             return Ok(Slot::Weight(known));
         }
-        let wrong = |reason: String| ChipError::Weight { program: program.into(), weight: name.into(), reason };
+        let wrong =
+            |reason: String| ChipError::Weight { program: program.into(), weight: name.into(), reason };
         let packed = self.weights.get(recipe, spec).map_err(|error| wrong(error.to_string()))?;
         let shape = spec.shape.map(|n| n as u32);
         let (layout, memory) = (call::layout(spec.layout), call::memory(spec.memory));
@@ -199,7 +201,9 @@ impl OnChip {
         let Some(loaded) = self.programs.get(&id) else { return Err(self.unknown(id)) };
         let name = &loaded.program.value(value).name;
         match loaded.slots[value.index()].tensor() {
-            Some(tensor) => what(tensor).map_err(|error| self.failed(&loaded.program, &format!("`{name}`"), &error)),
+            Some(tensor) => {
+                what(tensor).map_err(|error| self.failed(&loaded.program, &format!("`{name}`"), &error))
+            }
             None => Err(self.unknown(id)),
         }
     }
@@ -249,7 +253,12 @@ fn run_calls(chip: ChipId, mesh: &Mesh, loaded: &mut Loaded, segment: usize) -> 
     for (index, step) in segment.calls.iter().enumerate() {
         call(mesh, &program, step, &mut loaded.slots).map_err(|error| {
             let place = format!("segment `{}`, call {index} ({})", segment.name, step.op.name());
-            ChipError::Failed { chip: chip.0, program: program.name.clone(), place, message: error.to_string() }
+            ChipError::Failed {
+                chip: chip.0,
+                program: program.name.clone(),
+                place,
+                message: error.to_string(),
+            }
         })?;
     }
     Ok(())
