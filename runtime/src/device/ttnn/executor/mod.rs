@@ -175,12 +175,12 @@ impl Drop for TtnnChip {
     }
 }
 
-impl Chip for Arc<TtnnChip> {
-    fn load(&self, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
+impl Chip for TtnnChip {
+    fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
         check(&program)?;
         let loading = Arc::clone(&program);
         let id = self.ask(&program.name, move |on_chip| on_chip.load(&loading))?;
-        Ok(Box::new(OnThread { chip: Arc::clone(self), id, program }))
+        Ok(Box::new(OnThread { chip: self, id, program }))
     }
 }
 
