@@ -47,10 +47,11 @@ def connect(chips: dict[int, Chip], number: int, socket: Socket) -> None:
     try:
         ends = ttnn.create_socket_pair(sender.device, receiver.device, config)
     except RuntimeError as error:
-        raise Refused(f"socket {number} ({socket}): TT-NN says: {said(error)}") from error
+        raise Refused(f"socket {number} ({socket}): {said(error)}") from error
     sender.senders[number], receiver.receivers[number] = ends
 
 
-def said(error: BaseException) -> str:
-    """TT-NN's message without the addresses of its functions, in one line."""
-    return " ".join(str(error).split("backtrace:")[0].split())
+def said(error: Exception) -> str:
+    """What went wrong in one line: TT-NN's message without the addresses of its functions, or Python's own error."""
+    message = " ".join(str(error).split("backtrace:")[0].split())
+    return f"TT-NN says: {message}" if isinstance(error, RuntimeError) else f"{type(error).__name__}: {message}"
