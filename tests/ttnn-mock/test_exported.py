@@ -51,7 +51,7 @@ def test_exported(exported: Exported, dispatch: str, tmp_path: Path) -> None:
     file = tmp_path / "programs.json"
     write(exported, file)
     outcome = replay(file, exported.machine, dispatch, tmp_path)
-    assert outcome.failures == []
+    assert not outcome.failures, "\n".join(outcome.failures)
     written = program.read(file)
     assert written.programs
     assert outcome.calls == sum(1 for replayed in written.programs for _ in replayed.calls())

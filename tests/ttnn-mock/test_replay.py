@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from replaying import DISPATCH, replay
-from sketches import MESHES, export, one_layer, receiver, sender
+from sketches import MESHES, Sketch, export, one_layer, receiver, sender
 
 
 @pytest.mark.parametrize("dispatch", DISPATCH)
@@ -27,5 +27,22 @@ def test_every_call(machine: str, dispatch: str, tmp_path: Path) -> None:
     file.write_text(json.dumps(export(machine, *programs, sockets=sockets)))
 
     outcome = replay(file, machine, dispatch, tmp_path)
-    assert outcome.failures == []
+    assert not outcome.failures, "\n".join(outcome.failures)
     assert outcome.calls == sum(len(sketch.calls) for sketch in programs)
+
+
+def test_weights_of_all_programs_lie_there_together(tmp_path: Path) -> None:
+    """Programs share weights of the same name; others need room beside them: a p150 holds three of these, not four."""
+
+    def program(name: str, weights: str) -> Sketch:
+        sketch = Sketch(name, 0)
+        for number in range(2):
+            sketch.values[sketch.weight(1, 1, 65536, 65536)]["name"] = f"{weights} {number}"
+        return sketch
+
+    file = tmp_path / "programs.json"
+    programs = [program("first", "weight"), program("same weights", "weight"), program("others", "other weight")]
+    file.write_text(json.dumps(export("p150a", *programs)))
+    failures = replay(file, "p150a", "slow", tmp_path).failures
+    assert len(failures) == 1, failures
+    assert failures[0].startswith("program `others`: weight `other weight 1`") and "Out of Memory" in failures[0]
