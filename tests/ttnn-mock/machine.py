@@ -18,7 +18,7 @@ SOCKET_BYTES = 64 * 1024
 def machine(export: Export) -> Iterator[dict[int, Chip]]:
     """The chips of the machine that the environment names, by their numbers."""
     options = {}
-    if export.arch == "wormhole_b0":
+    if export.arch == "wormhole":
         # By default the mock says 8 × 8 cores and checks programs against 8 × 7.
         options["dispatch_core_config"] = ttnn.DispatchCoreConfig(
             ttnn.DispatchCoreType.WORKER, ttnn.DispatchCoreAxis.ROW

@@ -11,6 +11,7 @@ import faulthandler
 import json
 import sys
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 
 import program
@@ -20,12 +21,12 @@ from program import Call, Export, Program, Refused, Socket, Spec
 
 
 class Traffic:
-    """What is sent and received on each socket. The mock takes anything; a chip would wait for ever."""
+    """What is sent and received on each socket, in order. The mock takes anything; a chip would wait for ever."""
 
     def __init__(self, sockets: dict[int, Socket]) -> None:
         self.sockets = sockets
-        self.sent: dict[int, set[Spec]] = {number: set() for number in sockets}
-        self.received: dict[int, set[Spec]] = {number: set() for number in sockets}
+        self.sent: dict[int, list[Spec]] = {number: [] for number in sockets}
+        self.received: dict[int, list[Spec]] = {number: [] for number in sockets}
 
     def note(self, place: str, replayed: Program, call: Call) -> None:
         """Notes a send or a receive."""
@@ -38,16 +39,17 @@ class Traffic:
             raise Refused(f"{place}: socket {number} ({socket}) does not {call.op} on chip {replayed.chip}")
         spec = replayed.values[call.arguments["value" if sends else "into"]].spec
         # Each end keeps the tensor where it likes.
-        (self.sent if sends else self.received)[number].add(Spec(spec.shape, spec.dtype, spec.layout, "flight"))
+        (self.sent if sends else self.received)[number].append(Spec(spec.shape, spec.dtype, spec.layout, "flight"))
 
     def unmatched(self) -> list[str]:
-        """What one end sends and the other does not receive, or the other way round."""
+        """The first tensor of each socket that one end does not expect."""
         found = []
         for number, socket in self.sockets.items():
-            for spec in self.sent[number] - self.received[number]:
-                found.append(f"socket {number} ({socket}): {spec} is sent and never received")
-            for spec in self.received[number] - self.sent[number]:
-                found.append(f"socket {number} ({socket}): {spec} is received and never sent")
+            both = zip_longest(self.sent[number], self.received[number], fillvalue="nothing")
+            for place, (sent, received) in enumerate(both):
+                if sent != received:
+                    found.append(f"socket {number} ({socket}), tensor {place}: {sent} is sent, {received} is received")
+                    break
         return found
 
 

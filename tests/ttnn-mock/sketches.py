@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# As on a p150a or a T3000.
-ARCHITECTURES = {"p150a": "blackhole", "p150a-120": "blackhole", "quietbox-bh": "blackhole"}
+# Rows and columns of the machines.
 MESHES = {"p150a": (1, 1), "p150a-120": (1, 1), "quietbox-bh": (2, 2), "n300": (1, 2), "t3000": (2, 4)}
 
 EXACT = {"fidelity": "hifi4", "fp32_accumulate": True, "packer_l1": False}
@@ -54,7 +53,7 @@ def export(machine: str, *sketches: Sketch, sockets: tuple[tuple[int, int], ...]
         "format": 1,
         "ttnn": "0.69",
         "board": machine,
-        "arch": ARCHITECTURES.get(machine, "wormhole_b0"),
+        "arch": "wormhole" if machine in ("n300", "t3000") else "blackhole",
         "chips": list(range(rows * columns)),
         "mesh": [rows, columns],
         "sockets": [{"id": number, "from_chip": a, "to_chip": b} for number, (a, b) in enumerate(sockets)],
