@@ -62,15 +62,20 @@ pub fn emulated(sizes: &ModelSizes, [vision, prefix, expert]: &Boundaries) -> St
 }
 
 /// Slices whose programs are interpreted on the host, with weights of this type.
-pub fn interpreted(
-    checkpoint: &Checkpoint,
+pub fn interpreted(checkpoint: &Checkpoint, weights: WeightDtype, boundaries: &Boundaries) -> Stages {
+    let chip = Interpreter::new(checkpoint, NonZeroUsize::new(2)).unwrap();
+    on_chip(&(chip as _), checkpoint.sizes(), weights, boundaries)
+}
+
+/// Slices on a chip, with weights of this type.
+pub fn on_chip(
+    chip: &Arc<dyn Chip>,
+    sizes: &ModelSizes,
     weights: WeightDtype,
     [vision, prefix, expert]: &Boundaries,
 ) -> Stages {
-    let sizes = checkpoint.sizes();
     let numerics = Numerics::of(weights);
-    let chip: Arc<dyn Chip> = Interpreter::new(checkpoint, NonZeroUsize::new(2)).unwrap();
-    let chip = || Arc::clone(&chip);
+    let chip = || Arc::clone(chip);
     Stages {
         sizes: *sizes,
         vision: ranges(sizes.vision.layers, vision)

@@ -82,7 +82,7 @@ fn compute(mesh: &Mesh, program: &Program, call: &Call, slots: &[Slot]) -> Resul
             one(ops::linear(at(x)?, at(weight)?, maybe(bias)?, &options))
         }
         Op::LayerNorm { x, weight, bias, epsilon, compute } => {
-            one(ops::layer_norm(at(x)?, Some(at(weight)?), Some(at(bias)?), *epsilon, exactness(*compute)))
+            one(ops::layer_norm(at(x)?, at(weight)?, at(bias)?, *epsilon, exactness(*compute)))
         }
         Op::RmsNorm { x, weight, epsilon, compute } => {
             one(ops::rms_norm(at(x)?, maybe(weight)?, *epsilon, exactness(*compute)))
