@@ -2,16 +2,20 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tensact_runtime::Tensor;
+use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::device::emulated::{EmulatedExpert, EmulatedPrefix, EmulatedVision};
 use tensact_runtime::device::host::{ComputeDtype, ExpertSlice, PrefixSlice, VisionSlice};
+use tensact_runtime::device::ttnn::program::Numerics;
+use tensact_runtime::device::ttnn::{Chip, Interpreter, TtnnExpert, TtnnPrefix, TtnnVision};
 use tensact_runtime::device::{ExpertStage, Followed, PrefixInput, PrefixStage, StepInput, VisionStage};
 use tensact_runtime::model::flow::Step;
 use tensact_runtime::model::{KeyValue, KvCache};
 use tensact_runtime::policy::Sample;
-use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
+use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant, WeightDtype};
 
 use crate::{checkpoint, device};
 
@@ -53,6 +57,35 @@ pub fn emulated(sizes: &ModelSizes, [vision, prefix, expert]: &Boundaries) -> St
             .collect(),
         expert: ranges(sizes.expert.layers, expert)
             .map(|range| Arc::new(EmulatedExpert::new(range, sizes).unwrap()) as _)
+            .collect(),
+    }
+}
+
+/// Slices whose programs are interpreted on the host, with weights of this type.
+pub fn interpreted(checkpoint: &Checkpoint, weights: WeightDtype, boundaries: &Boundaries) -> Stages {
+    let chip = Interpreter::new(checkpoint, NonZeroUsize::new(2)).unwrap();
+    on_chip(&(chip as _), checkpoint.sizes(), weights, boundaries)
+}
+
+/// Slices on a chip, with weights of this type.
+pub fn on_chip(
+    chip: &Arc<dyn Chip>,
+    sizes: &ModelSizes,
+    weights: WeightDtype,
+    [vision, prefix, expert]: &Boundaries,
+) -> Stages {
+    let numerics = Numerics::of(weights);
+    let chip = || Arc::clone(chip);
+    Stages {
+        sizes: *sizes,
+        vision: ranges(sizes.vision.layers, vision)
+            .map(|range| Arc::new(TtnnVision::load(chip(), sizes, range, numerics).unwrap()) as _)
+            .collect(),
+        prefix: ranges(sizes.vlm.layers, prefix)
+            .map(|range| Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics).unwrap()) as _)
+            .collect(),
+        expert: ranges(sizes.expert.layers, expert)
+            .map(|range| Arc::new(TtnnExpert::load(chip(), sizes, range, numerics).unwrap()) as _)
             .collect(),
     }
 }

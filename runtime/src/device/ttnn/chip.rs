@@ -52,7 +52,7 @@ pub trait Chip: Send + Sync {
     ///
     /// # Errors
     /// When a weight cannot be made, or the chip has no room.
-    fn load(&self, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError>;
+    fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError>;
 }
 
 /// A program that is ready to run. Inputs, and whatever a segment leaves for others, stay between runs.

@@ -6,6 +6,8 @@
 
 pub mod bfp8;
 mod chip;
+#[cfg(feature = "ttnn")]
+pub mod executor;
 pub mod export;
 mod interpret;
 mod packed;

@@ -64,7 +64,7 @@ impl Interpreter {
 }
 
 impl Chip for Interpreter {
-    fn load(&self, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
+    fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
         check(&program)?;
         let held = program.ids().map(|(id, _)| self.weight(&program, id)).collect::<Result<_, _>>()?;
         Ok(Box::new(Loaded { number: self.number, board: Arc::clone(&self.board), program, held }))

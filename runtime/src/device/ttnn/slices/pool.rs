@@ -40,7 +40,7 @@ impl<K: PartialEq + Copy, T: Default> Pool<K, T> {
         };
         let loaded = match known {
             Some(loaded) => loaded,
-            None => Loaded { program: self.chip.load(Arc::new(build()?))?, holds: T::default() },
+            None => Loaded { program: Arc::clone(&self.chip).load(Arc::new(build()?))?, holds: T::default() },
         };
         Ok(Lease { pool: Arc::clone(self), key, loaded: Some(loaded) })
     }

@@ -1,6 +1,7 @@
 //! The programs of the tiny golden policies, driven by hand, against the peers' f32.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tensact_topology::{LayerRange, ModelSizes, Variant, WeightDtype};
 
@@ -23,7 +24,7 @@ const CLOSED: f32 = f32::NEG_INFINITY;
 
 /// A policy on an interpreted chip, with its golden tensors.
 struct Bench {
-    chip: std::sync::Arc<Interpreter>,
+    chip: Arc<Interpreter>,
     sizes: ModelSizes,
     numerics: Numerics,
     file: TensorFile,
@@ -82,7 +83,7 @@ impl Bench {
     }
 
     fn load(&self, program: Program) -> Driven {
-        Driven(self.chip.load(program.into()).unwrap())
+        Driven(Arc::clone(&self.chip).load(program.into()).unwrap())
     }
 
     fn layers(layers: usize) -> LayerRange {

@@ -41,8 +41,8 @@ fn slices_joined_by_sockets_are_the_whole() {
     let way = BTreeMap::from([("hidden".into(), SocketId(3))]);
     let send = Wiring { send: way.clone(), ..Wiring::default() };
     let receive = Wiring { receive: way, ..Wiring::default() };
-    let mut whole = first.load(slice(0, 3, Wiring::default())).unwrap();
-    let mut sender = first.load(slice(0, 1, send)).unwrap();
+    let mut whole = Arc::clone(&first).load(slice(0, 3, Wiring::default())).unwrap();
+    let mut sender = Arc::clone(&first).load(slice(0, 1, send)).unwrap();
     let mut receiver = second.load(slice(1, 3, receive)).unwrap();
 
     let error = receiver.run(0).unwrap_err().to_string();
