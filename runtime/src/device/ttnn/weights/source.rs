@@ -14,6 +14,9 @@ use crate::device::ttnn::program::{Part, Recipe, Spread};
 use crate::model::flow::Steps;
 use crate::tensor_file::{StoredTensor, widen};
 
+/// Outputs that are transposed at a time: as f32 they fill a line of the cache.
+const TOGETHER: usize = 16;
+
 /// A matrix that a recipe describes.
 pub(super) enum Source {
     /// Linear layers side by side, transposed.
@@ -213,21 +216,18 @@ impl Reader<'_> {
 
 impl Product {
     fn fill(&self, rows: Range<usize>, out: &mut [f32]) {
+        let mut values = vec![0.0; TOGETHER * rows.len()];
         for run in self.runs(rows.clone()) {
-            let mut values = vec![0.0; run.values.len()];
+            let out = &mut out[(run.place - rows.start) * self.columns..];
             for layer in &self.layers {
-                let width = layer.weight.bytes().len() / layer.weight.elements();
-                let row = row_values(&layer.weight);
-                for (output, place) in layer.outputs.places_of_values().enumerate() {
-                    let start = output * row + self.first_input + run.values.start;
-                    let bytes = &layer.weight.bytes()[start * width..][..values.len() * width];
-                    widen(layer.weight.dtype(), bytes, &mut values);
-                    let column = layer.first + place;
-                    let places = out[(run.place - rows.start) * self.columns + column..].iter_mut();
-                    places
-                        .step_by(self.columns)
-                        .zip(&values)
-                        .for_each(|(out, value)| *out = value * layer.factor);
+                for (outputs, place) in layer.neighbours() {
+                    let values = &mut values[..outputs.len() * run.values.len()];
+                    layer.read(outputs.clone(), self.first_input + run.values.start, values);
+                    // A row's neighbours at once: they share a line of the cache.
+                    for (input, row) in out.chunks_mut(self.columns).take(run.values.len()).enumerate() {
+                        let column = values[input..].iter().step_by(run.values.len());
+                        row[place..][..outputs.len()].iter_mut().zip(column).for_each(|(out, x)| *out = *x);
+                    }
                 }
             }
         }
@@ -243,6 +243,30 @@ impl Product {
                 .then(|| Run { place: start, values: group * len + start - first..group * len + end - first })
         };
         (0..groups).filter_map(run).collect()
+    }
+}
+
+impl Layer {
+    /// Outputs that stand side by side, some at a time, and the place of the first of each.
+    fn neighbours(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let Spread { groups, len, padded } = self.outputs;
+        (0..groups).flat_map(move |group| {
+            (0..len).step_by(TOGETHER).map(move |start| {
+                let end = (start + TOGETHER).min(len);
+                (group * len + start..group * len + end, self.first + group * padded + start)
+            })
+        })
+    }
+
+    /// Some inputs, from `first` on, of some outputs, one output after the other.
+    fn read(&self, outputs: Range<usize>, first: usize, values: &mut [f32]) {
+        let (dtype, row) = (self.weight.dtype(), row_values(&self.weight));
+        let width = dtype.bitsize() / 8;
+        for (output, values) in outputs.clone().zip(values.chunks_exact_mut(values.len() / outputs.len())) {
+            let bytes = &self.weight.bytes()[(output * row + first) * width..][..values.len() * width];
+            widen(dtype, bytes, values);
+            values.iter_mut().for_each(|x| *x *= self.factor);
+        }
     }
 }
 
