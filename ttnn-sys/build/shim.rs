@@ -29,7 +29,9 @@ pub(crate) fn build(sdk: &Sdk) -> Result<(), String> {
         .define("NTEST", None)
         .flag_if_supported("-Wno-deprecated-declarations")
         // TT-NN's headers are not ours to tidy up.
-        .warnings(false);
+        .warnings(false)
+        // Of the headers it would be a hundred times the shim.
+        .debug(false);
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         // What TT-NN is built with; its inline functions have to agree on the width of vectors.
         compiler.flag("-march=x86-64-v3");
@@ -38,6 +40,7 @@ pub(crate) fn build(sdk: &Sdk) -> Result<(), String> {
     for part in PARTS {
         compiler.file(format!("src/shim/{part}.cpp"));
     }
+    println!("cargo::rerun-if-changed=src/bridge.rs");
     println!("cargo::rerun-if-changed=src/shim");
     println!("cargo::rerun-if-changed=src/identity.rs");
     compiler.try_compile("ttnn_shim").map_err(|error| {

@@ -2,6 +2,7 @@
 
 use crate::{Arch, Error, MeshShape, Result, bridge::ffi, error, identity};
 use std::{
+    env,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -65,17 +66,30 @@ pub(crate) fn prepare(shape: MeshShape) -> Result<OpenMesh> {
 }
 
 fn look() -> Result<Machine> {
-    let none = |exception: cxx::Exception| Error::NoChip { message: error::message(&exception) };
-    let owner = ffi::chip_owner().map_err(none)?;
+    if is_set("TT_METAL_MOCK_CLUSTER_DESC_PATH") && !is_set("TT_METAL_SLOW_DISPATCH_MODE") {
+        return Err(Error::MockDispatch);
+    }
+    let owner = ffi::chip_owner().map_err(refused)?;
     if owner.pid != 0 {
         return Err(Error::Busy { chip: owner.chip, pid: owner.pid });
     }
-    let chips = ffi::device_count().map_err(none)?;
+    let chips = ffi::device_count().map_err(refused)?;
     if chips == 0 {
-        return Err(Error::NoChip { message: "it counts 0".to_owned() });
+        return Err(Error::NoChip);
     }
-    let arch = Arch::named(&ffi::arch_name().map_err(none)?);
+    let arch = Arch::named(&ffi::arch_name().map_err(refused)?);
     Ok(Machine { chips, arch })
+}
+
+fn refused(exception: cxx::Exception) -> Error {
+    match error::message(&exception) {
+        message if message.contains("No chips detected") => Error::NoChip,
+        message => Error::Machine { message },
+    }
+}
+
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 fn release() {

@@ -80,9 +80,6 @@ std::optional<ttnn::MemoryConfig> to_ttnn(const Memory& memory) {
         case Placement::L1: return ttnn::MemoryConfig(TensorMemoryLayout::INTERLEAVED, BufferType::L1);
         default: break;
     }
-    if (memory.grid_x == 0 || memory.grid_y == 0) {
-        throw std::invalid_argument("a sharded tensor needs a grid of at least one core");
-    }
     const CoreRange cores(CoreCoord(0, 0), CoreCoord(memory.grid_x - 1, memory.grid_y - 1));
     return ttnn::MemoryConfig(
         sharding(memory.placement),
