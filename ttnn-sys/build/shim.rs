@@ -43,8 +43,12 @@ pub(crate) fn build(sdk: &Sdk) -> Result<(), String> {
     println!("cargo::rerun-if-changed=src/bridge.rs");
     println!("cargo::rerun-if-changed=src/shim");
     println!("cargo::rerun-if-changed=src/identity.rs");
-    compiler.try_compile("ttnn_shim").map_err(|error| {
-        format!("the shim does not compile against this TT-NN: {}", error.to_string().replace('\n', " "))
+    compiler.try_compile("ttnn_shim").map_err(|_| {
+        format!(
+            "the shim does not compile against these headers, as the compiler says above: they are incomplete, or of \
+             another TT-NN than {}",
+            identity::VERSION
+        )
     })?;
     link(sdk)
 }

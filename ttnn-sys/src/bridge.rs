@@ -118,6 +118,7 @@ pub(crate) mod ffi {
         layout: Layout,
         on_l1: bool,
         sharded: bool,
+        planned: bool,
     }
 
     /// Per core and in bytes.

@@ -15,7 +15,7 @@ const LINKED_BUILD_ID: &str = env!("TTNN_BUILD_ID");
 
 static MESH_IS_OPEN: AtomicBool = AtomicBool::new(false);
 
-/// Lives as long as the process's mesh.
+/// Lives as long as the process's mesh, or while there is none but TT-NN has hold of the chips.
 pub(crate) struct OpenMesh;
 
 impl OpenMesh {
@@ -26,7 +26,10 @@ impl OpenMesh {
 }
 
 impl Drop for OpenMesh {
+    /// Gives the chips back: TT-NN would hold them, against this process and others, until the process ends.
     fn drop(&mut self) {
+        // It fails only where a mesh is open, and then the chips are in good hands.
+        let _ = ffi::release_devices();
         MESH_IS_OPEN.store(false, Ordering::Release);
     }
 }
@@ -48,9 +51,7 @@ pub struct Machine {
 pub fn machine() -> Result<Machine> {
     let _claim = OpenMesh::claim()?;
     check_library()?;
-    let machine = look();
-    release();
-    machine
+    look()
 }
 
 /// Everything that can be refused before TT-NN is asked to open a mesh.
@@ -59,7 +60,6 @@ pub(crate) fn prepare(shape: MeshShape) -> Result<OpenMesh> {
     check_library()?;
     let Machine { chips, .. } = look()?;
     if chips < shape.chips() {
-        release();
         return Err(Error::TooFewChips { shape, present: chips });
     }
     Ok(open)
@@ -90,11 +90,6 @@ fn refused(exception: cxx::Exception) -> Error {
 
 fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| !value.is_empty())
-}
-
-fn release() {
-    // It fails only where a mesh is open, and then the chips are in good hands.
-    let _ = ffi::release_devices();
 }
 
 /// Whether the loaded library is the one that the shim was compiled for.

@@ -235,7 +235,7 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.mesh.discard(&mut self.parts.raw);
+        self.mesh.discard(&mut self.parts.raw, !self.parts.facts.planned);
     }
 }
 

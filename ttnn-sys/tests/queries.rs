@@ -88,6 +88,27 @@ fn a_query_allocates_nothing() {
 }
 
 #[test]
+fn tensors_do_not_pass_between_a_query_and_the_rest() {
+    let _turn = turn();
+    let mesh = one_chip();
+    let mut kept = None;
+    query_op_constraints(&mesh, || {
+        kept = Some(bf16(&mesh, &[1, 1, 32, 32]));
+        ops::gelu(&bf16(&mesh, &[1, 1, 32, 32]))
+    })
+    .unwrap();
+    let refused = ops::gelu(kept.as_ref().unwrap()).unwrap_err();
+    assert!(refused.to_string().contains("after the query that it was made in"), "{refused}");
+    drop(kept);
+
+    // A tensor that is dropped in a query gives its memory back all the same.
+    let rows = u32::try_from(mesh.dram_bytes() / (2 * 8192) / 32 * 32 / 4 * 3).unwrap();
+    let most_of_dram = bf16(&mesh, &[1, 1, rows, 8192]);
+    query_op_constraints(&mesh, move || ops::silu(&most_of_dram)).unwrap();
+    bf16(&mesh, &[1, 1, rows, 8192]);
+}
+
+#[test]
 fn work_of_other_threads_stays_out_of_a_query() {
     let _turn = turn();
     let mesh = one_chip();

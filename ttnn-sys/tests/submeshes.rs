@@ -6,7 +6,20 @@ mod mock;
 
 use mock::{bf16, options, turn};
 use std::thread;
-use ttnn_sys::{Activation, Arch, Compute, Error, Mesh, MeshShape, ops};
+use ttnn_sys::{
+    Activation, Arch, Compute, Error, Event, Mesh, MeshShape, Receiver, Sender, Tensor, Trace, ops,
+};
+
+const _: () = {
+    const fn sent<T: Send>() {}
+    const fn shared<T: Send + Sync>() {}
+    shared::<Mesh>();
+    shared::<Tensor>();
+    shared::<Trace>();
+    sent::<Event>();
+    sent::<Sender>();
+    sent::<Receiver>();
+};
 
 const ONE: MeshShape = MeshShape { rows: 1, cols: 1 };
 

@@ -165,6 +165,7 @@ TensorFacts tensor_facts(const Tensor& tensor) {
     facts.layout = from_ttnn(value.layout());
     facts.on_l1 = value.memory_config().is_l1();
     facts.sharded = value.memory_config().is_sharded();
+    facts.planned = tensor.planned;
     return facts;
 }
 

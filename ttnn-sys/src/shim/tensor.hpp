@@ -20,6 +20,8 @@ struct TensorFacts;
 
 struct Tensor {
     std::shared_ptr<tt::tt_metal::Tensor> value;
+    // Made in a query: it has a shape and no memory.
+    bool planned;
 };
 
 // Every chip of the mesh gets the whole tensor. Values stand in row-major order.
