@@ -16,6 +16,7 @@ fn what_is_missing_is_named() {
     unsafe {
         env::remove_var("TT_METAL_MOCK_CLUSTER_DESC_PATH");
         env::remove_var("TT_METAL_SLOW_DISPATCH_MODE");
+        env::set_var("TT_METAL_LOGS_PATH", env!("CARGO_TARGET_TMPDIR"));
     }
     assert!(matches!(machine(), Err(Error::NoChip)));
     let refused = Mesh::open(&mock::options(1, 1));

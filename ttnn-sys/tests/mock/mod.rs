@@ -12,6 +12,8 @@ use std::{
 use ttnn_sys::{DataType, Layout, Memory, Mesh, MeshOptions, MeshShape, Tensor};
 
 const DESCRIPTOR: &str = "TT_METAL_MOCK_CLUSTER_DESC_PATH";
+/// Where TT-NN writes what it generates; the working folder else.
+const LOGS: &str = "TT_METAL_LOGS_PATH";
 const SLOW_DISPATCH: &str = "TT_METAL_SLOW_DISPATCH_MODE";
 
 /// A process opens one mesh at a time, and cargo runs the tests of a file in one process.
@@ -22,10 +24,14 @@ pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static ANNOUNCE: Once = Once::new();
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     ANNOUNCE.call_once(|| {
-        if !has_chip() && env::var_os(DESCRIPTOR).is_none() {
-            let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mock/p150x4.yaml");
-            // SAFETY: no other thread reads the environment: the other tests wait for their turn, and TT-NN has not started.
-            unsafe {
+        // SAFETY: no other thread reads the environment: the other tests wait for their turn, and TT-NN has not
+        // started.
+        unsafe {
+            if env::var_os(LOGS).is_none() {
+                env::set_var(LOGS, env!("CARGO_TARGET_TMPDIR"));
+            }
+            if !has_chip() && env::var_os(DESCRIPTOR).is_none() {
+                let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mock/p150x4.yaml");
                 env::set_var(DESCRIPTOR, boards);
                 env::set_var(SLOW_DISPATCH, "1");
             }
