@@ -57,6 +57,9 @@ pub enum Error {
          TT_METAL_SLOW_DISPATCH_MODE=1 only: set it, or unset the first for real chips"
     )]
     MockDispatch,
+    /// A fabric between mock chips, which would end the process.
+    #[error("mock chips of TT-NN {VERSION} have no fabric: open them with Fabric::Disabled")]
+    MockFabric,
     /// Another process holds a chip. TT-NN would wait for it without end.
     #[error(
         "chip {chip} is in use by process {pid}: stop that process, or leave the chip out with TT_VISIBLE_DEVICES"

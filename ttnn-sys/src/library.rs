@@ -1,6 +1,6 @@
 //! The library and the machine, before a mesh is opened.
 
-use crate::{Arch, Error, MeshShape, Result, bridge::ffi, error, identity};
+use crate::{Arch, Error, Fabric, MeshShape, Result, bridge::ffi, error, identity};
 use std::{
     env,
     path::{Path, PathBuf},
@@ -12,6 +12,9 @@ pub const TTNN_VERSION: &str = identity::VERSION;
 
 /// Build ID of the library that the shim was linked with; empty where it has none.
 const LINKED_BUILD_ID: &str = env!("TTNN_BUILD_ID");
+
+/// Names the mock chips that TT-NN opens instead of real ones.
+const MOCK: &str = "TT_METAL_MOCK_CLUSTER_DESC_PATH";
 
 static MESH_IS_OPEN: AtomicBool = AtomicBool::new(false);
 
@@ -55,10 +58,13 @@ pub fn machine() -> Result<Machine> {
 }
 
 /// Everything that can be refused before TT-NN is asked to open a mesh.
-pub(crate) fn prepare(shape: MeshShape) -> Result<OpenMesh> {
+pub(crate) fn prepare(shape: MeshShape, fabric: Fabric) -> Result<OpenMesh> {
     let open = OpenMesh::claim()?;
     check_library()?;
     let Machine { chips, .. } = look()?;
+    if fabric != Fabric::Disabled && is_set(MOCK) {
+        return Err(Error::MockFabric);
+    }
     if chips < shape.chips() {
         return Err(Error::TooFewChips { shape, present: chips });
     }
@@ -66,7 +72,7 @@ pub(crate) fn prepare(shape: MeshShape) -> Result<OpenMesh> {
 }
 
 fn look() -> Result<Machine> {
-    if is_set("TT_METAL_MOCK_CLUSTER_DESC_PATH") && !is_set("TT_METAL_SLOW_DISPATCH_MODE") {
+    if is_set(MOCK) && !is_set("TT_METAL_SLOW_DISPATCH_MODE") {
         return Err(Error::MockDispatch);
     }
     let owner = ffi::chip_owner().map_err(refused)?;

@@ -168,7 +168,7 @@ impl Mesh {
     /// process holds one, this process has a mesh open, or TT-NN refuses.
     pub fn open(options: &MeshOptions) -> Result<Self> {
         let shape = options.shape;
-        let open = library::prepare(shape)?;
+        let open = library::prepare(shape, options.fabric)?;
         let refused = |exception: Exception| Error::Open { shape, message: error::message(&exception) };
         let raw = ffi::open_mesh(&options.into()).map_err(refused)?;
         let facts = ffi::mesh_facts(&raw).map_err(refused)?;

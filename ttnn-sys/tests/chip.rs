@@ -4,7 +4,7 @@
 
 mod mock;
 
-use mock::{bf16, has_chip, one_chip, options, skipped, turn};
+use mock::{bf16, has_chip, has_chips, one_chip, options, skipped, turn};
 use ttnn_sys::{
     Activation, DataType, Error, Event, Fabric, Layout, LinearOptions, Memory, Mesh, MeshOptions, MeshShape,
     Tensor, Trace, ops, socket_pair,
@@ -70,8 +70,8 @@ fn a_socket_carries_a_tensor() {
     if !has_chip() {
         return skipped("a_socket_carries_a_tensor", "have no fabric");
     }
-    if ttnn_sys::machine().unwrap().chips < 2 {
-        return skipped("a_socket_carries_a_tensor", "would not help: it needs two chips");
+    if !has_chips(2, "a_socket_carries_a_tensor") {
+        return;
     }
     let mesh = Mesh::open(&MeshOptions { fabric: Fabric::Line, ..options(1, 2) }).unwrap();
     let one = MeshShape { rows: 1, cols: 1 };
@@ -86,8 +86,21 @@ fn a_socket_carries_a_tensor() {
 }
 
 #[test]
+fn a_fabric_between_mock_chips_is_refused() {
+    let _turn = turn();
+    if has_chip() {
+        return;
+    }
+    let refused = Mesh::open(&MeshOptions { fabric: Fabric::Line, ..options(1, 2) });
+    assert!(matches!(refused, Err(Error::MockFabric)), "{refused:?}");
+}
+
+#[test]
 fn a_socket_without_a_fabric_is_refused() {
     let _turn = turn();
+    if !has_chips(2, "a_socket_without_a_fabric_is_refused") {
+        return;
+    }
     let mesh = Mesh::open(&options(1, 2)).unwrap();
     let one = MeshShape { rows: 1, cols: 1 };
     let (a, b) = (mesh.submesh(one, (0, 0)).unwrap(), mesh.submesh(one, (0, 1)).unwrap());

@@ -56,6 +56,15 @@ pub(crate) fn skipped(test: &str, why: &str) {
     say(&format!("{test} is SKIPPED: there is no chip, and mock chips {why}"));
 }
 
+/// Whether there are so many chips; says that the test is skipped where not.
+pub(crate) fn has_chips(needed: usize, test: &str) -> bool {
+    let present = ttnn_sys::machine().unwrap().chips;
+    if present < needed {
+        say(&format!("{test} is SKIPPED: it needs {needed} chips, and there are {present}"));
+    }
+    present >= needed
+}
+
 pub(crate) fn options(rows: u32, cols: u32) -> MeshOptions {
     MeshOptions::new(MeshShape { rows, cols })
 }
