@@ -29,6 +29,7 @@ pub(crate) enum Arithmetic<'a> {
     Host {
         checkpoint: &'a Checkpoint,
         /// Whose chips are opened, where slices are on device `ttnn`.
+        #[cfg_attr(not(feature = "ttnn"), expect(dead_code, reason = "without TT-NN no board is opened"))]
         board: &'a Board,
         threads: Option<NonZeroUsize>,
     },
