@@ -11,8 +11,8 @@ use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::device::ttnn::program::{Numerics, Op, Program};
 use tensact_runtime::device::ttnn::{Chip, ChipError, Interpreter, LoadedProgram};
-use tensact_runtime::policy::Sample;
-use tensact_runtime::verify::{Closeness, Comparison, Report, verify_on_chip};
+use tensact_runtime::policy::{Cuts, Policy, Sample};
+use tensact_runtime::verify::{Closeness, Report, verify_on_chip};
 use tensact_tests::driver::{Boundaries, Stages, everywhere, interpreted};
 use tensact_tests::{checkpoint, golden, inputs, open};
 use tensact_topology::WeightDtype;
@@ -82,83 +82,46 @@ fn far(report: &Report, pcc: f64, norm: f64) -> Vec<&str> {
     far.map(|comparison| &comparison.name[..]).collect()
 }
 
-/// Velocities of the tiny π0, whose random expert makes more of a rounding than its other tensors do: LeRobot's own bf16
-/// is at 0.99935 there.
-fn is_touchy(policy: &str, name: &str) -> bool {
-    policy == "tiny_pi0" && name.ends_with(".v_t")
-}
-
 #[test]
 fn every_tensor_between_slices_is_the_peers() {
+    // What is left of ten steps' roundings in tiny π0's velocities: at the peers' own x they are as good as the rest, see
+    // the next test. LeRobot's own bf16 has 0.99935 here.
+    let left = |policy: &str, name: &str| policy == "tiny_pi0" && name.ends_with(".v_t");
     for policy in POLICIES {
         let chip = interpreter(&checkpoint(policy, "model_openpi_bf16.safetensors"));
         for (weights, pcc, norm) in BOUNDS {
             let report = report(policy, &chip, weights);
-            let mut far = far(&report, pcc, norm);
-            far.retain(|name| !is_touchy(policy, name));
+            let far_by = |pcc| far(&report, pcc, norm);
+            let mut far = far_by(pcc);
+            far.retain(|name| !left(policy, name) || far_by(pcc - 0.001).contains(name));
             assert!(far.is_empty(), "{policy} {weights}: {far:?}\n{:#?}", report.stages());
         }
     }
 }
 
 #[test]
-fn touchy_velocities_are_hardly_worse_than_the_peers_own_bf16() {
-    let policy = "tiny_pi0";
-    let (exact, peer) = (open(policy, "golden.safetensors"), open(policy, "golden_bf16.safetensors"));
-    let chip = interpreter(&checkpoint(policy, "model_openpi_bf16.safetensors"));
-    for (weights, pcc, norm, worse) in
-        [(WeightDtype::Bf16, 0.998, 0.01, 2.0), (WeightDtype::Bfp8B, 0.99, 0.02, 4.5)]
-    {
-        let report = report(policy, &chip, weights);
-        let touchy: Vec<_> = report.comparisons.iter().filter(|c| is_touchy(policy, &c.name)).collect();
-        assert_eq!(touchy.len(), 10);
-        for Comparison { name, closeness, .. } in touchy {
-            let [peer, exact] = [&peer, &exact].map(|file| file.tensors()[name].to_f32());
-            let peers = Closeness::of(&peer, &exact).relative_error;
-            let close = closeness.pcc >= pcc && (closeness.norm_ratio - 1.0).abs() <= norm;
-            assert!(
-                close && closeness.relative_error <= worse * peers,
-                "{weights} {name}: {closeness:?}, {peers}"
-            );
-        }
-    }
-}
-
-#[test]
-fn experiment() {
-    use tensact_runtime::policy::{Cuts, Policy};
+fn velocities_at_the_peers_own_x_are_the_peers() {
     for policy in POLICIES {
-        let ck = checkpoint(policy, "model_openpi_bf16.safetensors");
+        let checkpoint = checkpoint(policy, "model_openpi_bf16.safetensors");
         let reference = open(policy, "golden.safetensors");
-        let samples = samples(policy);
-        let models: Vec<_> = samples.iter().map(|s| &s.input).collect();
-        let chip = interpreter(&ck);
-        let host = tensact_tests::device(2, tensact_runtime::device::host::ComputeDtype::F32);
-        let f32p = Policy::load(&host, &ck, &Cuts::none(ck.sizes())).unwrap();
-        let bf = Policy::on_chip(&chip, ck.sizes(), Numerics::of(WeightDtype::Bf16), &Cuts::none(ck.sizes()))
-            .unwrap();
-        let caches = |p: &Policy| {
-            let images = p.see(&models).unwrap();
-            let mut c = p.read(&models, &images).unwrap();
-            p.cache_states(&models, &mut c).unwrap();
-            c
-        };
-        let exact_images = f32p.see(&models).unwrap();
-        let mut exact_cache = f32p.read(&models, &exact_images).unwrap();
-        let own = caches(&bf);
-        bf.cache_states(&models, &mut exact_cache).unwrap();
-        let steps: Vec<_> = samples[0].steps.iter().collect();
-        for step in steps {
-            let n = step.index();
-            let x = &reference.tensors()[&format!("step{n}.x_t")].to_f32();
-            let x: Vec<Tensor> = x.chunks(80).map(|x| Tensor::new([10, 8], x.to_vec()).unwrap()).collect();
-            let v = reference.tensors()[&format!("step{n}.v_t")].to_f32();
-            for (what, cache) in [("own cache", &own), ("exact cache", &exact_cache)] {
-                let at: Vec<_> = x.iter().zip(cache).map(|(x, c)| (step, x, c)).collect();
-                println!(
-                    "{policy} step {n} exact x, {what}: {:?}",
-                    Closeness::of(&joined(&bf.velocities(&at).unwrap()), &v)
-                );
+        let tensor = |name: String| reference.tensors()[&name].to_f32();
+        let samples = inputs(&checkpoint, &reference).samples;
+        let observed: Vec<_> = samples.iter().map(|sample| &sample.input).collect();
+        let (chip, sizes) = (interpreter(&checkpoint), checkpoint.sizes());
+        for (weights, pcc, norm) in BOUNDS {
+            let loaded = Policy::on_chip(&chip, sizes, Numerics::of(weights), &Cuts::none(sizes)).unwrap();
+            let mut caches = loaded.read(&observed, &loaded.see(&observed).unwrap()).unwrap();
+            loaded.cache_states(&observed, &mut caches).unwrap();
+            for step in samples[0].steps.iter() {
+                let x = tensor(format!("step{}.x_t", step.index()));
+                let shape = [sizes.horizon, sizes.action_dim];
+                let x = x.chunks(shape[0] * shape[1]).map(|x| Tensor::new(shape, x.to_vec()).unwrap());
+                let x: Vec<Tensor> = x.collect();
+                let at: Vec<_> = x.iter().zip(&caches).map(|(x, cache)| (step, x, cache)).collect();
+                let expected = tensor(format!("step{}.v_t", step.index()));
+                let found = Closeness::of(&joined(&loaded.velocities(&at).unwrap()), &expected);
+                let close = found.pcc >= pcc && (found.norm_ratio - 1.0).abs() <= norm;
+                assert!(close, "{policy} {weights} step {}: {found:?}", step.index());
             }
         }
     }

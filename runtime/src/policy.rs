@@ -171,7 +171,7 @@ pub struct Policy {
     pub(crate) expert: Vec<Arc<dyn ExpertStage>>,
 }
 
-/// What loads the slices of a stage, one for each of some ranges of layers.
+/// Loads a slice of a stage.
 type Load<'a, S> = &'a dyn Fn(LayerRange) -> Result<Arc<S>, SliceError>;
 
 impl Policy {
