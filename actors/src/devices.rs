@@ -11,7 +11,9 @@ use tensact_runtime::device::host::{
 };
 use tensact_runtime::device::idle::Idle;
 use tensact_runtime::device::{ExpertStage, PrefixStage, SliceError, VisionStage};
-use tensact_topology::{DeviceKind, LayerRange, ModelSizes, Placement, Slice, StageKind, WeightDtype};
+use tensact_topology::{
+    Board, ChipId, DeviceKind, LayerRange, ModelSizes, Placement, Slice, StageKind, WeightDtype,
+};
 
 /// A slice, loaded.
 #[derive(Clone)]
@@ -24,7 +26,13 @@ pub(crate) enum SliceDevice {
 /// What slices compute.
 pub(crate) enum Arithmetic<'a> {
     /// The policy, on this machine. An emulated chip then computes what a host does, and takes the time of a chip.
-    Host { checkpoint: &'a Checkpoint, threads: Option<NonZeroUsize> },
+    Host {
+        checkpoint: &'a Checkpoint,
+        /// Whose chips are opened, where slices are on device `ttnn`.
+        #[cfg_attr(not(feature = "ttnn"), expect(dead_code, reason = "without TT-NN no board is opened"))]
+        board: &'a Board,
+        threads: Option<NonZeroUsize>,
+    },
     /// Digests, which show mixed-up requests.
     Digests,
     /// Nothing.
@@ -43,7 +51,7 @@ pub enum DeviceError {
     /// The device is not in this build.
     #[error(
         "{stage} layers {layers} are to run on device `ttnn`, which this build does not have: \
-         set device = \"emulated\" or \"host\""
+         build it with `--features ttnn`, or set device = \"emulated\" or \"host\""
     )]
     NoTtnn {
         /// The stage.
@@ -51,9 +59,42 @@ pub enum DeviceError {
         /// Its layers.
         layers: LayerRange,
     },
+    /// The board does not open.
+    #[cfg(feature = "ttnn")]
+    #[error(transparent)]
+    Board(#[from] tensact_runtime::device::ttnn::executor::OpenError),
+    /// Device `ttnn` has no program for how chips share a slice, or hand over.
+    #[cfg(feature = "ttnn")]
+    #[error("{stage} layers {layers} on device `ttnn`: {what}")]
+    NotOnTtnn {
+        /// The stage.
+        stage: StageKind,
+        /// Its layers.
+        layers: LayerRange,
+        /// What is not there, and what to write instead.
+        what: &'static str,
+    },
 }
 
-type Key = (StageKind, usize, usize, bool);
+/// Which slices share a device: those with the same weights, on Tenstorrent boards on the same chip.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    stage: StageKind,
+    layers: (usize, usize),
+    f32: bool,
+    chip: Option<ChipId>,
+}
+
+impl Key {
+    pub(crate) fn of(slice: &Slice, chip: ChipId) -> Self {
+        Self {
+            stage: slice.stage,
+            layers: (slice.layers.start(), slice.layers.end()),
+            f32: slice.weights == WeightDtype::F32,
+            chip: (slice.device == DeviceKind::Ttnn).then_some(chip),
+        }
+    }
+}
 
 /// All slices of a placement. Replicas share what they have in common.
 pub(crate) struct Devices(BTreeMap<Key, SliceDevice>);
@@ -66,18 +107,16 @@ impl Devices {
         arithmetic: &Arithmetic<'_>,
     ) -> Result<Self, DeviceError> {
         let mut hosts: BTreeMap<bool, Arc<HostDevice>> = BTreeMap::new();
-        let mut devices = BTreeMap::new();
+        let mut devices = on_ttnn(placement, arithmetic)?;
         for slice in placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
-            if slice.device == DeviceKind::Ttnn {
-                return Err(DeviceError::NoTtnn { stage: slice.stage, layers: slice.layers });
-            }
-            if devices.contains_key(&key(slice)) {
+            let key = Key::of(slice, slice.chips[0]);
+            if devices.contains_key(&key) {
                 continue;
             }
             let device = match arithmetic {
                 Arithmetic::Digests => digests(slice, sizes)?,
                 Arithmetic::Nothing => nothing(slice, sizes)?,
-                Arithmetic::Host { checkpoint, threads } => {
+                Arithmetic::Host { checkpoint, threads, .. } => {
                     let f32 = slice.weights == WeightDtype::F32;
                     let host = match hosts.get(&f32) {
                         Some(host) => Arc::clone(host),
@@ -89,7 +128,7 @@ impl Devices {
                     on_host(&host, checkpoint, slice)?
                 }
             };
-            devices.insert(key(slice), device);
+            devices.insert(key, device);
         }
         Ok(Self(devices))
     }
@@ -100,14 +139,23 @@ impl Devices {
         Self(self.0.into_iter().map(|(key, device)| (key, with(device))).collect())
     }
 
-    /// The device of a slice of the placement.
-    pub(crate) fn of(&self, slice: &Slice) -> SliceDevice {
-        self.0[&key(slice)].clone()
+    /// The device of a slice of the placement, on one of its chips.
+    pub(crate) fn of(&self, slice: &Slice, chip: ChipId) -> SliceDevice {
+        self.0[&Key::of(slice, chip)].clone()
     }
 }
 
-fn key(slice: &Slice) -> Key {
-    (slice.stage, slice.layers.start(), slice.layers.end(), slice.weights == WeightDtype::F32)
+#[cfg(feature = "ttnn")]
+use crate::tenstorrent::on_ttnn;
+
+/// Slices on Tenstorrent chips, which this build cannot drive.
+#[cfg(not(feature = "ttnn"))]
+fn on_ttnn(placement: &Placement, _: &Arithmetic<'_>) -> Result<BTreeMap<Key, SliceDevice>, DeviceError> {
+    let mut slices = placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
+    match slices.find(|slice| slice.device == DeviceKind::Ttnn) {
+        Some(slice) => Err(DeviceError::NoTtnn { stage: slice.stage, layers: slice.layers }),
+        None => Ok(BTreeMap::new()),
+    }
 }
 
 fn digests(slice: &Slice, sizes: &ModelSizes) -> Result<SliceDevice, SliceError> {

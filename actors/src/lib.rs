@@ -49,6 +49,8 @@ mod seat;
 pub mod simulate;
 mod stage;
 mod start;
+#[cfg(feature = "ttnn")]
+mod tenstorrent;
 mod ticket;
 mod workers;
 

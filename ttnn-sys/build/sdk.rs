@@ -7,7 +7,17 @@ use std::{
 };
 
 pub(crate) const LIBRARY: &str = "_ttnncpp.so";
-const HEADER: &str = "ttnn/tensor/tensor.hpp";
+
+/// One header of each part of an SDK that may be left out. The package tt-nn-dev 0.69 has no header of SDPA, rotary
+/// embedding and sockets.
+const HEADERS: [&str; 6] = [
+    "ttnn/tensor/tensor.hpp",
+    "tt-metalium/mesh_device.hpp",
+    "umd/device/types/arch.hpp",
+    "ttnn/operations/transformer/sdpa/sdpa.hpp",
+    "ttnn/operations/experimental/transformer/rotary_embedding/rotary_embedding.hpp",
+    "ttnn/operations/experimental/ccl/send_recv_async/send_async/send_async.hpp",
+];
 
 pub(crate) struct Sdk {
     pub(crate) includes: Vec<PathBuf>,
@@ -30,8 +40,13 @@ pub(crate) fn find() -> Result<Sdk, String> {
     };
     let includes = existing(includes);
     let libraries = existing(libraries);
-    if !includes.iter().any(|folder| folder.join(HEADER).is_file()) {
-        return Err(format!("{origin}: no folder of headers holds {HEADER}"));
+    for header in HEADERS {
+        if !includes.iter().any(|folder| folder.join(header).is_file()) {
+            return Err(format!(
+                "{origin}: no folder of headers holds {header}; where a package leaves it out, name the package's \
+                 folders and ttnn/cpp of TT-NN's sources in TTNN_INCLUDE_DIRS, and its library folder in TTNN_LIB_DIRS"
+            ));
+        }
     }
     let library_folder = libraries
         .iter()
@@ -105,7 +120,7 @@ fn from_source_tree(home: &Path) -> Found {
 fn from_packages() -> Option<Found> {
     ["/usr", "/usr/local"].iter().map(Path::new).find_map(|prefix| {
         let include = prefix.join("include");
-        include.join(HEADER).is_file().then(|| {
+        include.join(HEADERS[0]).is_file().then(|| {
             let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
             let libraries = vec![prefix.join(format!("lib/{arch}-linux-gnu")), prefix.join("lib")];
             let origin = format!("the packages under {}", prefix.display());

@@ -118,6 +118,7 @@ pub(crate) mod ffi {
         layout: Layout,
         on_l1: bool,
         sharded: bool,
+        planned: bool,
     }
 
     /// Per core and in bytes.
@@ -205,8 +206,8 @@ pub(crate) mod ffi {
         fn read_u32(tensor: &Tensor) -> Result<Vec<u32>>;
         fn tensor_facts(tensor: &Tensor) -> Result<TensorFacts>;
         fn deallocate(tensor: &Tensor) -> Result<()>;
-        fn pack_bfp8(values: &[f32], shape: &[u32]) -> Result<Vec<u32>>;
-        fn unpack_bfp8(words: &[u32], shape: &[u32]) -> Result<Vec<f32>>;
+        fn pack_bfp8(mesh: &Mesh, values: &[f32], shape: &[u32]) -> Result<Vec<u32>>;
+        fn unpack_bfp8(mesh: &Mesh, words: &[u32], shape: &[u32]) -> Result<Vec<f32>>;
 
         include!("ttnn-sys/src/shim/matmul.hpp");
         fn linear(
@@ -266,7 +267,7 @@ pub(crate) mod ffi {
         fn concat(parts: &[TensorRef], dim: i32) -> Result<UniquePtr<Tensor>>;
         fn slice(x: &Tensor, begin: &[u32], end: &[u32]) -> Result<UniquePtr<Tensor>>;
         fn reshape(x: &Tensor, shape: &[u32]) -> Result<UniquePtr<Tensor>>;
-        fn permute(x: &Tensor, dims: &[i64]) -> Result<UniquePtr<Tensor>>;
+        fn permute(x: &Tensor, dims: &[u32]) -> Result<UniquePtr<Tensor>>;
         fn pad(x: &Tensor, padding: &[Padding], value: f32) -> Result<UniquePtr<Tensor>>;
         fn to_layout(x: &Tensor, layout: Layout) -> Result<UniquePtr<Tensor>>;
         fn to_memory(x: &Tensor, memory: &Memory) -> Result<UniquePtr<Tensor>>;

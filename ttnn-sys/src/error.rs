@@ -36,15 +36,30 @@ pub enum Error {
         /// Why not.
         message: String,
     },
-    /// There is no chip, or TT-NN cannot look for any.
+    /// There is no chip.
     #[error(
-        "TT-NN finds no chip ({message}): check that the driver is loaded, that /dev/tenstorrent is there and \
-         that this user may open it"
+        "TT-NN finds no chip: check that the driver is loaded, that /dev/tenstorrent is there and that this user \
+         may open it"
     )]
-    NoChip {
+    NoChip,
+    /// TT-NN cannot find out which chips there are.
+    #[error(
+        "TT-NN cannot look for chips: {message} (it reads TT_METAL_RUNTIME_ROOT, TT_VISIBLE_DEVICES and \
+         TT_METAL_MOCK_CLUSTER_DESC_PATH)"
+    )]
+    Machine {
         /// TT-NN's message.
         message: String,
     },
+    /// Mock chips that would be opened in a way that ends the process.
+    #[error(
+        "mock chips are named by TT_METAL_MOCK_CLUSTER_DESC_PATH, and TT-NN {VERSION} runs them with \
+         TT_METAL_SLOW_DISPATCH_MODE=1 only: set it, or unset the first for real chips"
+    )]
+    MockDispatch,
+    /// A fabric between mock chips, which would end the process.
+    #[error("mock chips of TT-NN {VERSION} have no fabric: open them with Fabric::Disabled")]
+    MockFabric,
     /// Another process holds a chip. TT-NN would wait for it without end.
     #[error(
         "chip {chip} is in use by process {pid}: stop that process, or leave the chip out with TT_VISIBLE_DEVICES"
@@ -99,6 +114,14 @@ pub enum Error {
         /// The operation.
         operation: &'static str,
         /// TT-NN's message, without the backtrace.
+        message: String,
+    },
+    /// An argument that TT-NN would take, and compute something else than was meant.
+    #[error("{operation}: {message}")]
+    Argument {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong, and what would be right.
         message: String,
     },
     /// An operation was given tensors of different meshes.

@@ -12,10 +12,11 @@
 //!    wheel `ttnn` from PyPI holds the libraries in `ttnn/build/lib` and what they need in `ttnn.libs`, but no
 //!    headers: those come from the sources of the same version, with the third-party headers they include.
 //! 2. *A source tree*: `TT_METAL_HOME`, in which `build_metal.sh` was run.
-//! 3. *System packages*: `tt-metalium-dev` and `tt-nn-dev`, from Tenstorrent's own archive.
+//! 3. *System packages*: `tt-metalium-dev` and `tt-nn-dev`, from Tenstorrent's own archive. Those of 0.69 leave out the
+//!    headers of attention, rotary embedding and sockets: name their folders as in 1, and `ttnn/cpp` of the sources.
 //!
-//! The compiler must know C++20 (GCC 12 or Clang 17 and later). The version is read from what lies beside the
-//! libraries, which do not carry it themselves; where nothing tells it, `TTNN_VERSION` vouches for it. [`Mesh::open`]
+//! The compiler must know C++20 (GCC 12 was tried). The version is read from what lies beside the
+//! libraries, which do not carry it themselves; where nothing tells it, `TTNN_VERSION` vouches for it. `Mesh::open`
 //! looks once more: the library that was loaded must be of that version, and the very build that was linked.
 //!
 //! Programs that link this crate need a run path to the folders of `TTNN_LIB_DIRS`, because a run path reaches no further
@@ -27,9 +28,9 @@
 //!
 //! # Threads
 //!
-//! [`Mesh`], [`Tensor`] and the others may be sent and shared. One mesh does one thing at a time: calls of several
+//! Meshes, tensors and traces may be sent and shared; events and the ends of sockets may be sent. One mesh does one thing at a time: calls of several
 //! threads take turns. Different submeshes work side by side, so a program that wants to use all chips gives each submesh a
-//! thread. The exception is [`query_op_constraints`], which stops everything else in the process.
+//! thread. The exception is `query_op_constraints`, which stops everything else in the process.
 //!
 //! # Without a chip
 //!

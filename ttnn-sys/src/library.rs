@@ -1,7 +1,8 @@
 //! The library and the machine, before a mesh is opened.
 
-use crate::{Arch, Error, MeshShape, Result, bridge::ffi, error, identity};
+use crate::{Arch, Error, Fabric, MeshShape, Result, bridge::ffi, error, identity};
 use std::{
+    env,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -12,9 +13,12 @@ pub const TTNN_VERSION: &str = identity::VERSION;
 /// Build ID of the library that the shim was linked with; empty where it has none.
 const LINKED_BUILD_ID: &str = env!("TTNN_BUILD_ID");
 
+/// Names the mock chips that TT-NN opens instead of real ones.
+const MOCK: &str = "TT_METAL_MOCK_CLUSTER_DESC_PATH";
+
 static MESH_IS_OPEN: AtomicBool = AtomicBool::new(false);
 
-/// Lives as long as the process's mesh.
+/// Lives as long as the process's mesh, or while there is none but TT-NN has hold of the chips.
 pub(crate) struct OpenMesh;
 
 impl OpenMesh {
@@ -25,7 +29,10 @@ impl OpenMesh {
 }
 
 impl Drop for OpenMesh {
+    /// Gives the chips back: TT-NN would hold them, against this process and others, until the process ends.
     fn drop(&mut self) {
+        // It fails only where a mesh is open, and then the chips are in good hands.
+        let _ = ffi::release_devices();
         MESH_IS_OPEN.store(false, Ordering::Release);
     }
 }
@@ -47,40 +54,48 @@ pub struct Machine {
 pub fn machine() -> Result<Machine> {
     let _claim = OpenMesh::claim()?;
     check_library()?;
-    let machine = look();
-    release();
-    machine
+    look()
 }
 
 /// Everything that can be refused before TT-NN is asked to open a mesh.
-pub(crate) fn prepare(shape: MeshShape) -> Result<OpenMesh> {
+pub(crate) fn prepare(shape: MeshShape, fabric: Fabric) -> Result<OpenMesh> {
     let open = OpenMesh::claim()?;
     check_library()?;
     let Machine { chips, .. } = look()?;
+    if fabric != Fabric::Disabled && is_set(MOCK) {
+        return Err(Error::MockFabric);
+    }
     if chips < shape.chips() {
-        release();
         return Err(Error::TooFewChips { shape, present: chips });
     }
     Ok(open)
 }
 
 fn look() -> Result<Machine> {
-    let none = |exception: cxx::Exception| Error::NoChip { message: error::message(&exception) };
-    let owner = ffi::chip_owner().map_err(none)?;
+    if is_set(MOCK) && !is_set("TT_METAL_SLOW_DISPATCH_MODE") {
+        return Err(Error::MockDispatch);
+    }
+    let owner = ffi::chip_owner().map_err(refused)?;
     if owner.pid != 0 {
         return Err(Error::Busy { chip: owner.chip, pid: owner.pid });
     }
-    let chips = ffi::device_count().map_err(none)?;
+    let chips = ffi::device_count().map_err(refused)?;
     if chips == 0 {
-        return Err(Error::NoChip { message: "it counts 0".to_owned() });
+        return Err(Error::NoChip);
     }
-    let arch = Arch::named(&ffi::arch_name().map_err(none)?);
+    let arch = Arch::named(&ffi::arch_name().map_err(refused)?);
     Ok(Machine { chips, arch })
 }
 
-fn release() {
-    // It fails only where a mesh is open, and then the chips are in good hands.
-    let _ = ffi::release_devices();
+fn refused(exception: cxx::Exception) -> Error {
+    match error::message(&exception) {
+        message if message.contains("No chips detected") => Error::NoChip,
+        message => Error::Machine { message },
+    }
+}
+
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 /// Whether the loaded library is the one that the shim was compiled for.

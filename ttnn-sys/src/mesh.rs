@@ -168,7 +168,7 @@ impl Mesh {
     /// process holds one, this process has a mesh open, or TT-NN refuses.
     pub fn open(options: &MeshOptions) -> Result<Self> {
         let shape = options.shape;
-        let open = library::prepare(shape)?;
+        let open = library::prepare(shape, options.fabric)?;
         let refused = |exception: Exception| Error::Open { shape, message: error::message(&exception) };
         let raw = ffi::open_mesh(&options.into()).map_err(refused)?;
         let facts = ffi::mesh_facts(&raw).map_err(refused)?;
@@ -303,11 +303,21 @@ impl Mesh {
         Ok(Tensor::new(parts, self))
     }
 
-    /// Destroys what belongs to this mesh, which TT-NN must not do beside other work on it.
-    pub(crate) fn discard<T: cxx::memory::UniquePtrTarget>(&self, owned: &mut UniquePtr<T>) {
-        let _gate = gate::pass();
-        let _state = self.state();
-        drop(mem::replace(owned, UniquePtr::null()));
+    /// Destroys what belongs to this mesh, which TT-NN must not do beside other work on it. What has memory on
+    /// the chips waits for the end of a query.
+    pub(crate) fn discard<T>(&self, owned: &mut UniquePtr<T>, has_memory: bool)
+    where
+        T: cxx::memory::UniquePtrTarget + 'static,
+    {
+        let mut owned = mem::replace(owned, UniquePtr::null());
+        if has_memory && gate::in_query() {
+            let mesh = self.clone();
+            gate::after_query(move || mesh.discard(&mut owned, has_memory));
+        } else {
+            let _gate = gate::pass();
+            let _state = self.state();
+            drop(owned);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -337,6 +347,7 @@ impl Drop for Inner {
             // Nobody is left who could be told that a chip did not stop cleanly; TT-NN's log says so.
             let _ = ffi::close_mesh(&state.raw);
             state.raw = UniquePtr::null();
+            // `_open` gives the chips back.
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use crate::{
     Activation, Compute, DataType, Error, Layout, MatmulProgram, Memory, Mesh, Result, Tensor, bridge::ffi,
-    tensor,
+    tensor, types::check_sizes,
 };
 
 /// How [`linear`] computes and what it gives.
@@ -71,6 +71,7 @@ pub struct Heads {
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: &LinearOptions) -> Result<Tensor> {
     const NAME: &str = "linear";
     let LinearOptions { activation, dtype, memory, compute, program } = *options;
+    let (memory, program) = (memory.checked(NAME)?, program.checked(NAME)?);
     mesh_of(NAME, [x, weight].into_iter().chain(bias))?.make(NAME, |_| {
         ffi::linear(
             x.raw(),
@@ -78,9 +79,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: &Line
             &listed(bias),
             activation.into(),
             dtype.into(),
-            &memory.into(),
+            &memory,
             &compute.into(),
-            &program.into(),
+            &program,
         )
     })
 }
@@ -152,9 +153,10 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 }
 
 /// Cuts `[batch, 1, rows, (heads + 2 · kv heads) · head size]`, where all queries stand first, then all keys, then
-/// all values, into heads.
+/// all values, into heads. The head size is a multiple of 32: pad each head of the weights where it is not.
 pub fn split_heads(x: &Tensor, heads: u32, kv_heads: u32) -> Result<Heads> {
     const NAME: &str = "split_heads";
+    check_head_size(NAME, x, heads.saturating_add(kv_heads.saturating_mul(2)))?;
     let mesh = x.mesh();
     let [q, k, v] = mesh.run(NAME, |_| {
         let heads = ffi::split_heads(x.raw(), heads, kv_heads)?;
@@ -179,6 +181,7 @@ pub fn attention(
 ) -> Result<Tensor> {
     const NAME: &str = "attention";
     let AttentionOptions { scale, q_chunk, k_chunk, compute } = *options;
+    check_sizes(NAME, "chunks", &[q_chunk, k_chunk])?;
     mesh_of(NAME, [q, k, v].into_iter().chain(mask))?.make(NAME, |_| {
         ffi::attention(q.raw(), k.raw(), v.raw(), &listed(mask), scale, q_chunk, k_chunk, &compute.into())
     })
@@ -192,23 +195,42 @@ pub fn concat(parts: &[&Tensor], dim: i32) -> Result<Tensor> {
 
 /// The part from `begin` to before `end`, a number for each dimension.
 pub fn slice(x: &Tensor, begin: &[u32], end: &[u32]) -> Result<Tensor> {
-    x.mesh().make("slice", |_| ffi::slice(x.raw(), begin, end))
+    const NAME: &str = "slice";
+    check_rank(NAME, x, begin.len())?;
+    check_rank(NAME, x, end.len())?;
+    x.mesh().make(NAME, |_| ffi::slice(x.raw(), begin, end))
 }
 
 /// The same values in row-major order, in another shape. May share the memory of `x`.
 pub fn reshape(x: &Tensor, shape: &[u32]) -> Result<Tensor> {
-    x.mesh().make("reshape", |_| ffi::reshape(x.raw(), shape))
+    const NAME: &str = "reshape";
+    check_sizes(NAME, "a shape", shape)?;
+    x.mesh().make(NAME, |_| ffi::reshape(x.raw(), shape))
 }
 
 /// Dimension `i` of the result is dimension `dims[i]` of `x`.
-pub fn permute(x: &Tensor, dims: &[i64]) -> Result<Tensor> {
-    x.mesh().make("permute", |_| ffi::permute(x.raw(), dims))
+pub fn permute(x: &Tensor, dims: &[u32]) -> Result<Tensor> {
+    const NAME: &str = "permute";
+    check_rank(NAME, x, dims.len())?;
+    let mut seen = vec![false; dims.len()];
+    for &dim in dims {
+        match seen.get_mut(dim as usize) {
+            Some(seen) if !*seen => *seen = true,
+            _ => {
+                let message = format!("{dims:?} does not name each of {} dimensions once", dims.len());
+                return Err(Error::Argument { operation: NAME, message });
+            }
+        }
+    }
+    x.mesh().make(NAME, |_| ffi::permute(x.raw(), dims))
 }
 
 /// Puts `value` before and after, as often as said for each dimension.
 pub fn pad(x: &Tensor, padding: &[(u32, u32)], value: f32) -> Result<Tensor> {
+    const NAME: &str = "pad";
+    check_rank(NAME, x, padding.len())?;
     let padding: Vec<_> = padding.iter().map(|&(before, after)| ffi::Padding { before, after }).collect();
-    x.mesh().make("pad", |_| ffi::pad(x.raw(), &padding, value))
+    x.mesh().make(NAME, |_| ffi::pad(x.raw(), &padding, value))
 }
 
 /// The same values in another type.
@@ -223,13 +245,37 @@ pub fn to_layout(x: &Tensor, layout: Layout) -> Result<Tensor> {
 
 /// The same values elsewhere.
 pub fn to_memory(x: &Tensor, memory: Memory) -> Result<Tensor> {
-    x.mesh().make("to_memory", |_| ffi::to_memory(x.raw(), &memory.into()))
+    const NAME: &str = "to_memory";
+    let memory = memory.checked(NAME)?;
+    x.mesh().make(NAME, |_| ffi::to_memory(x.raw(), &memory))
 }
 
 /// Overwrites `into`, where it lies, with `from`.
 pub fn copy(from: &Tensor, into: &Tensor) -> Result<()> {
     const NAME: &str = "copy";
     mesh_of(NAME, [from, into])?.run(NAME, |_| ffi::copy(from.raw(), into.raw()))
+}
+
+/// TT-NN takes heads that do not fill tiles, and cuts at tiles instead of heads.
+fn check_head_size(operation: &'static str, x: &Tensor, heads: u32) -> Result<()> {
+    let width = x.shape().last().copied().unwrap_or(0);
+    if heads != 0 && width.is_multiple_of(heads) && (width / heads).is_multiple_of(32) {
+        return Ok(());
+    }
+    let message = format!("{width} columns are not {heads} heads of a multiple of 32 columns");
+    Err(Error::Argument { operation, message })
+}
+
+/// TT-NN takes fewer numbers than there are dimensions, and counts them from either end.
+fn check_rank(operation: &'static str, x: &Tensor, found: usize) -> Result<()> {
+    let rank = x.shape().len();
+    if found == rank {
+        return Ok(());
+    }
+    Err(Error::Argument {
+        operation,
+        message: format!("{found} numbers do not fit a tensor of {rank} dimensions"),
+    })
 }
 
 /// The mesh that all of them lie on.

@@ -23,8 +23,9 @@ pub struct Constraints {
 }
 
 /// Lets TT-NN check `work` and plan its programs, without allocating memory and without running anything. Make
-/// inputs with [`Tensor::empty`] inside `work`: then they need not exist. All other calls of the process into TT-NN wait
-/// meanwhile, so this belongs to planning and tests.
+/// inputs with [`Tensor::empty`] inside `work`: then they need not exist. Such tensors are of no use afterwards, and
+/// every operation refuses them. All other calls of the process into TT-NN wait meanwhile, so this belongs to
+/// planning and tests.
 ///
 /// This is what TT-NN's `query_op_constraints` does, for any operation of [`ops`](crate::ops) or several.
 ///

@@ -75,7 +75,7 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.mesh.discard(&mut self.raw);
+        self.mesh.discard(&mut self.raw, true);
     }
 }
 

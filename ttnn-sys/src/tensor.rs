@@ -1,6 +1,6 @@
 //! Tensors on a mesh.
 
-use crate::{DataType, Error, Layout, Memory, Mesh, Result, bridge::ffi};
+use crate::{DataType, Error, Layout, Memory, Mesh, Result, bridge::ffi, types::check_sizes};
 use cxx::{Exception, UniquePtr};
 use half::{bf16, slice::HalfFloatSliceExt};
 use std::fmt;
@@ -56,8 +56,9 @@ impl Tensor {
         const OPERATION: &str = "upload of f32";
         check_dtype(OPERATION, dtype, FLOATS)?;
         check_length(OPERATION, shape, values.len())?;
+        let memory = memory.checked(OPERATION)?;
         mesh.make(OPERATION, |mesh| {
-            ffi::tensor_from_f32(mesh, values, shape, dtype.into(), layout.into(), &memory.into())
+            ffi::tensor_from_f32(mesh, values, shape, dtype.into(), layout.into(), &memory)
         })
     }
 
@@ -74,8 +75,9 @@ impl Tensor {
     ) -> Result<Self> {
         const OPERATION: &str = "upload of bf16";
         check_length(OPERATION, shape, values.len())?;
+        let memory = memory.checked(OPERATION)?;
         let bits = values.reinterpret_cast();
-        mesh.make(OPERATION, |mesh| ffi::tensor_from_bf16(mesh, bits, shape, layout.into(), &memory.into()))
+        mesh.make(OPERATION, |mesh| ffi::tensor_from_bf16(mesh, bits, shape, layout.into(), &memory))
     }
 
     /// Uploads integers as they are.
@@ -91,7 +93,8 @@ impl Tensor {
     ) -> Result<Self> {
         const OPERATION: &str = "upload of u32";
         check_length(OPERATION, shape, values.len())?;
-        mesh.make(OPERATION, |mesh| ffi::tensor_from_u32(mesh, values, shape, layout.into(), &memory.into()))
+        let memory = memory.checked(OPERATION)?;
+        mesh.make(OPERATION, |mesh| ffi::tensor_from_u32(mesh, values, shape, layout.into(), &memory))
     }
 
     /// Uploads bfp8_b tiles in TT-NN's own format, as [`pack_bfp8`] gives them.
@@ -99,7 +102,10 @@ impl Tensor {
     /// # Errors
     /// Where there are not 272 words for each tile of the padded shape, or TT-NN refuses.
     pub fn from_bfp8_words(mesh: &Mesh, words: &[u32], shape: &[u32], memory: Memory) -> Result<Self> {
-        mesh.make("upload of bfp8_b", |mesh| ffi::tensor_from_bfp8_words(mesh, words, shape, &memory.into()))
+        const OPERATION: &str = "upload of bfp8_b";
+        check_sizes(OPERATION, "a shape", shape)?;
+        let memory = memory.checked(OPERATION)?;
+        mesh.make(OPERATION, |mesh| ffi::tensor_from_bfp8_words(mesh, words, shape, &memory))
     }
 
     /// Memory that holds whatever it held before.
@@ -113,9 +119,10 @@ impl Tensor {
         layout: Layout,
         memory: Memory,
     ) -> Result<Self> {
-        mesh.make("allocation", |mesh| {
-            ffi::empty_tensor(mesh, shape, dtype.into(), layout.into(), &memory.into())
-        })
+        const OPERATION: &str = "allocation";
+        check_sizes(OPERATION, "a shape", shape)?;
+        let memory = memory.checked(OPERATION)?;
+        mesh.make(OPERATION, |mesh| ffi::empty_tensor(mesh, shape, dtype.into(), layout.into(), &memory))
     }
 
     /// Overwrites the tensor where it lies, so that a trace that reads it sees the new numbers.
@@ -228,7 +235,7 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.mesh.discard(&mut self.parts.raw);
+        self.mesh.discard(&mut self.parts.raw, !self.parts.facts.planned);
     }
 }
 
@@ -241,22 +248,25 @@ impl fmt::Debug for Tensor {
 
 /// Packs numbers into bfp8_b tiles on the host, as TT-NN does it: the reference for any other encoder. Tiles of
 /// 32 × 32 in row-major order, the last two dimensions padded with zeros; a tile is 64 bytes of exponents and 1024 bytes
-/// of signs and mantissas, in words of the host's byte order.
+/// of signs and mantissas, each in four faces of 16 × 16, in words of the host's byte order. TT-NN asks the chips
+/// of the mesh how they align the exponents.
 ///
 /// # Errors
 /// Where the numbers do not fill the shape, or TT-NN refuses.
-pub fn pack_bfp8(values: &[f32], shape: &[u32]) -> Result<Vec<u32>> {
+pub fn pack_bfp8(mesh: &Mesh, values: &[f32], shape: &[u32]) -> Result<Vec<u32>> {
     const OPERATION: &str = "packing of bfp8_b";
     check_length(OPERATION, shape, values.len())?;
-    ffi::pack_bfp8(values, shape).map_err(|exception| Error::operation(OPERATION, &exception))
+    mesh.run(OPERATION, |mesh| ffi::pack_bfp8(mesh, values, shape))
 }
 
 /// Unpacks what [`pack_bfp8`] packed, without the padding.
 ///
 /// # Errors
 /// Where there are not 272 words for each tile of the padded shape, or TT-NN refuses.
-pub fn unpack_bfp8(words: &[u32], shape: &[u32]) -> Result<Vec<f32>> {
-    ffi::unpack_bfp8(words, shape).map_err(|exception| Error::operation("unpacking of bfp8_b", &exception))
+pub fn unpack_bfp8(mesh: &Mesh, words: &[u32], shape: &[u32]) -> Result<Vec<f32>> {
+    const OPERATION: &str = "unpacking of bfp8_b";
+    check_sizes(OPERATION, "a shape", shape)?;
+    mesh.run(OPERATION, |mesh| ffi::unpack_bfp8(mesh, words, shape))
 }
 
 const FLOATS: &[DataType] = &[DataType::Bf16, DataType::F32, DataType::Bfp8B];
@@ -266,6 +276,7 @@ fn check_dtype(operation: &'static str, found: DataType, allowed: &'static [Data
 }
 
 fn check_length(operation: &'static str, shape: &[u32], found: usize) -> Result<()> {
+    check_sizes(operation, "a shape", shape)?;
     let expected = shape.iter().fold(1_u64, |volume, &dim| volume.saturating_mul(dim.into()));
     let found = found as u64;
     if expected == found {

@@ -1,6 +1,6 @@
 //! Plain data: how tensors are stored and how operations compute.
 
-use crate::bridge::ffi;
+use crate::{Error, Result, bridge::ffi};
 
 /// How a number is stored on a chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -194,25 +194,23 @@ impl From<ffi::Layout> for Layout {
     }
 }
 
-impl From<Memory> for ffi::Memory {
-    fn from(memory: Memory) -> Self {
+impl Memory {
+    /// As the bridge takes it. TT-NN divides by the sizes of a shard, so none may be 0.
+    pub(crate) fn checked(self, operation: &'static str) -> Result<ffi::Memory> {
         let interleaved =
-            |placement| Self { placement, shard_height: 0, shard_width: 0, grid_x: 0, grid_y: 0 };
-        match memory {
-            Memory::Dram => interleaved(ffi::Placement::Dram),
-            Memory::L1 => interleaved(ffi::Placement::L1),
-            Memory::Sharded(Sharding { strategy, shard_height, shard_width, grid }) => Self {
-                placement: match strategy {
-                    ShardStrategy::Height => ffi::Placement::HeightSharded,
-                    ShardStrategy::Width => ffi::Placement::WidthSharded,
-                    ShardStrategy::Block => ffi::Placement::BlockSharded,
-                },
-                shard_height,
-                shard_width,
-                grid_x: grid.x,
-                grid_y: grid.y,
-            },
-        }
+            |placement| ffi::Memory { placement, shard_height: 0, shard_width: 0, grid_x: 0, grid_y: 0 };
+        let Sharding { strategy, shard_height, shard_width, grid } = match self {
+            Self::Dram => return Ok(interleaved(ffi::Placement::Dram)),
+            Self::L1 => return Ok(interleaved(ffi::Placement::L1)),
+            Self::Sharded(sharding) => sharding,
+        };
+        check_sizes(operation, "a shard and its grid", &[shard_height, shard_width, grid.x, grid.y])?;
+        let placement = match strategy {
+            ShardStrategy::Height => ffi::Placement::HeightSharded,
+            ShardStrategy::Width => ffi::Placement::WidthSharded,
+            ShardStrategy::Block => ffi::Placement::BlockSharded,
+        };
+        Ok(ffi::Memory { placement, shard_height, shard_width, grid_x: grid.x, grid_y: grid.y })
     }
 }
 
@@ -238,9 +236,29 @@ impl From<Compute> for ffi::Compute {
     }
 }
 
-impl From<MatmulProgram> for ffi::MatmulProgram {
-    fn from(program: MatmulProgram) -> Self {
-        let on_grid = |kind, CoreGrid { x, y }| Self {
+impl MatmulProgram {
+    /// As the bridge takes it. TT-NN divides by these sizes, so none may be 0.
+    pub(crate) fn checked(self, operation: &'static str) -> Result<ffi::MatmulProgram> {
+        let program = self.to_bridge();
+        let used: &[u32] = match self {
+            Self::Auto => &[],
+            Self::CoreGrid(_) => &[program.grid_x, program.grid_y],
+            Self::Multicast1d { .. } | Self::Multicast2d { .. } => &[
+                program.grid_x,
+                program.grid_y,
+                program.in0_block_w,
+                program.out_subblock_h,
+                program.out_subblock_w,
+                program.per_core_m,
+                program.per_core_n,
+            ],
+        };
+        check_sizes(operation, "a matmul program", used)?;
+        Ok(program)
+    }
+
+    fn to_bridge(self) -> ffi::MatmulProgram {
+        let on_grid = |kind, CoreGrid { x, y }| ffi::MatmulProgram {
             kind,
             grid_x: x,
             grid_y: y,
@@ -252,10 +270,10 @@ impl From<MatmulProgram> for ffi::MatmulProgram {
             mcast_in0: false,
             transpose_mcast: false,
         };
-        match program {
-            MatmulProgram::Auto => on_grid(ffi::MatmulProgramKind::Auto, CoreGrid { x: 0, y: 0 }),
-            MatmulProgram::CoreGrid(grid) => on_grid(ffi::MatmulProgramKind::CoreGrid, grid),
-            MatmulProgram::Multicast1d {
+        match self {
+            Self::Auto => on_grid(ffi::MatmulProgramKind::Auto, CoreGrid { x: 0, y: 0 }),
+            Self::CoreGrid(grid) => on_grid(ffi::MatmulProgramKind::CoreGrid, grid),
+            Self::Multicast1d {
                 grid,
                 in0_block_w,
                 out_subblock_h,
@@ -263,7 +281,7 @@ impl From<MatmulProgram> for ffi::MatmulProgram {
                 per_core_m,
                 per_core_n,
                 mcast_in0,
-            } => Self {
+            } => ffi::MatmulProgram {
                 in0_block_w,
                 out_subblock_h,
                 out_subblock_w,
@@ -272,7 +290,7 @@ impl From<MatmulProgram> for ffi::MatmulProgram {
                 mcast_in0,
                 ..on_grid(ffi::MatmulProgramKind::Multicast1d, grid)
             },
-            MatmulProgram::Multicast2d {
+            Self::Multicast2d {
                 grid,
                 in0_block_w,
                 out_subblock_h,
@@ -280,7 +298,7 @@ impl From<MatmulProgram> for ffi::MatmulProgram {
                 per_core_m,
                 per_core_n,
                 transpose_mcast,
-            } => Self {
+            } => ffi::MatmulProgram {
                 in0_block_w,
                 out_subblock_h,
                 out_subblock_w,
@@ -291,4 +309,15 @@ impl From<MatmulProgram> for ffi::MatmulProgram {
             },
         }
     }
+}
+
+/// Refuses sizes of 0, by which TT-NN would divide: that ends the process.
+pub(crate) fn check_sizes(operation: &'static str, what: &str, sizes: &[u32]) -> Result<()> {
+    if sizes.contains(&0) {
+        return Err(Error::Argument {
+            operation,
+            message: format!("{what} of sizes {sizes:?} has nothing in it"),
+        });
+    }
+    Ok(())
 }

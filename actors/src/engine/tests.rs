@@ -83,10 +83,12 @@ fn placements() -> Vec<(&'static str, Vec<Pipeline>)> {
 fn blueprint(golden: &Golden, pipelines: Vec<Pipeline>, max_requests: usize) -> Blueprint {
     let placement = Placement { pipelines };
     let sizes = *golden.checkpoint.sizes();
-    let arithmetic = Arithmetic::Host { checkpoint: &golden.checkpoint, threads: NonZeroUsize::new(1) };
+    let board = Preset::LoudBoxBh.board();
+    let arithmetic =
+        Arithmetic::Host { checkpoint: &golden.checkpoint, board: &board, threads: NonZeroUsize::new(1) };
     let devices = Devices::load(&placement, &sizes, &arithmetic).unwrap();
     Blueprint {
-        board: Arc::new(Preset::LoudBoxBh.board()),
+        board: Arc::new(board),
         sizes,
         placement,
         limits: Limits { queue: 64, max_in_flight: 5, max_requests },
@@ -282,7 +284,8 @@ async fn nothing_is_left_of_an_engine_that_was_shut_down_or_dropped_at_work() {
     for gently in [true, false] {
         for (name, pipelines) in placements() {
             let blueprint = blueprint(&golden, pipelines, 1);
-            let device = match blueprint.devices.of(&blueprint.placement.pipelines[0].slices[0]) {
+            let first = &blueprint.placement.pipelines[0].slices[0];
+            let device = match blueprint.devices.of(first, first.chips[0]) {
                 SliceDevice::Vision(device) => Arc::downgrade(&device),
                 _ => panic!("a pipeline begins with vision"),
             };

@@ -181,7 +181,6 @@ impl<'a> Wiring<'a> {
     fn vision(&self, place: usize) -> Vec<VisionArgs> {
         let pipeline = &self.costs.pipeline;
         let slice = &pipeline.slices[place];
-        let SliceDevice::Vision(device) = self.blueprint.devices.of(slice) else { return Vec::new() };
         let Some(Ends { port, .. }) = self.images.get(&place) else { return Vec::new() };
         let next = pipeline.slices.get(place + 1);
         let next = match (next, self.images.get(&(place + 1)), self.prefixed.get(&(place + 1))) {
@@ -191,21 +190,24 @@ impl<'a> Wiring<'a> {
         };
         let shares = slice.split == Split::Cameras;
         let seats = if shares { slice.chips.chunks(1).collect() } else { vec![&slice.chips[..]] };
-        let args = |chips: &[ChipId]| VisionArgs {
-            seat: self.seat(place, chips),
-            device: Arc::clone(&device),
-            port: port.clone(),
-            next: next.clone(),
-            max_requests: self.blueprint.limits.max_requests,
-            shares,
+        let args = |chips: &[ChipId]| {
+            let SliceDevice::Vision(device) = self.blueprint.devices.of(slice, chips[0]) else { return None };
+            Some(VisionArgs {
+                seat: self.seat(place, chips),
+                device,
+                port: port.clone(),
+                next: next.clone(),
+                max_requests: self.blueprint.limits.max_requests,
+                shares,
+            })
         };
-        seats.into_iter().map(args).collect()
+        seats.into_iter().filter_map(args).collect()
     }
 
     fn prefix(&self, place: usize) -> PrefixArgs {
         let pipeline = &self.costs.pipeline;
         let slice = &pipeline.slices[place];
-        let SliceDevice::Prefix(device) = self.blueprint.devices.of(slice) else {
+        let SliceDevice::Prefix(device) = self.blueprint.devices.of(slice, slice.chips[0]) else {
             unreachable!("devices hold every slice of their placement as its own stage")
         };
         let caches = self.caches.iter().filter(|((from, _), _)| *from == place);
@@ -226,7 +228,7 @@ impl<'a> Wiring<'a> {
     fn denoise(&self, place: usize) -> DenoiseArgs {
         let pipeline = &self.costs.pipeline;
         let slice = &pipeline.slices[place];
-        let SliceDevice::Expert(device) = self.blueprint.devices.of(slice) else {
+        let SliceDevice::Expert(device) = self.blueprint.devices.of(slice, slice.chips[0]) else {
             unreachable!("devices hold every slice of their placement as its own stage")
         };
         let ring: Vec<usize> = pipeline.of(StageKind::Expert).map(|(place, _)| place).collect();

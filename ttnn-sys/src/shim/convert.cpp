@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include <tt-metalium/graph_tracking.hpp>
+
 namespace ttnn_sys {
 
 using tt::tt_metal::BufferType;
@@ -14,9 +16,19 @@ using tt::tt_metal::TensorMemoryLayout;
 using ttnn::operations::unary::UnaryOpType;
 using ttnn::operations::unary::UnaryWithParam;
 
+namespace {
+
+// A query is a capture that hooks into what would reach a chip.
+bool in_query() { return tt::tt_metal::GraphTracker::instance().get_hook() != nullptr; }
+
+}  // namespace
+
 const ttnn::Tensor& get(const Tensor& tensor) {
     if (!tensor.value->is_allocated()) {
         throw std::runtime_error("a tensor was used after its memory was given back");
+    }
+    if (tensor.planned && !in_query()) {
+        throw std::runtime_error("a tensor was used after the query that it was made in");
     }
     return *tensor.value;
 }
@@ -25,9 +37,9 @@ std::optional<ttnn::Tensor> get(rust::Slice<const TensorRef> none_or_one) {
     return none_or_one.empty() ? std::nullopt : std::make_optional(get(none_or_one[0].tensor));
 }
 
-std::unique_ptr<Tensor> wrap(ttnn::Tensor value) {
-    return std::make_unique<Tensor>(Tensor{std::make_shared<ttnn::Tensor>(std::move(value))});
-}
+Tensor owned(ttnn::Tensor value) { return Tensor{std::make_shared<ttnn::Tensor>(std::move(value)), in_query()}; }
+
+std::unique_ptr<Tensor> wrap(ttnn::Tensor value) { return std::make_unique<Tensor>(owned(std::move(value))); }
 
 tt::tt_metal::Shape to_shape(rust::Slice<const std::uint32_t> shape) {
     return tt::tt_metal::Shape(tt::tt_metal::Shape::Container(shape.begin(), shape.end()));
@@ -79,9 +91,6 @@ std::optional<ttnn::MemoryConfig> to_ttnn(const Memory& memory) {
         case Placement::Dram: return ttnn::MemoryConfig(TensorMemoryLayout::INTERLEAVED, BufferType::DRAM);
         case Placement::L1: return ttnn::MemoryConfig(TensorMemoryLayout::INTERLEAVED, BufferType::L1);
         default: break;
-    }
-    if (memory.grid_x == 0 || memory.grid_y == 0) {
-        throw std::invalid_argument("a sharded tensor needs a grid of at least one core");
     }
     const CoreRange cores(CoreCoord(0, 0), CoreCoord(memory.grid_x - 1, memory.grid_y - 1));
     return ttnn::MemoryConfig(

@@ -14,10 +14,11 @@
 
 namespace ttnn_sys {
 
-// The tensor itself; throws where it was deallocated, which TT-NN does not check everywhere.
+// The tensor itself; throws where it has no memory, which TT-NN does not check everywhere.
 const ttnn::Tensor& get(const Tensor& tensor);
 // None where the list is empty.
 std::optional<ttnn::Tensor> get(rust::Slice<const TensorRef> none_or_one);
+Tensor owned(ttnn::Tensor value);
 std::unique_ptr<Tensor> wrap(ttnn::Tensor value);
 
 tt::tt_metal::Shape to_shape(rust::Slice<const std::uint32_t> shape);

@@ -19,7 +19,7 @@ ChipOwner chip_owner();
 std::size_t device_count();
 rust::String arch_name();
 
-// Gives the chips back that device_count() took hold of. No mesh may be open.
+// Gives back the chips that device_count() and open_mesh() took hold of. No mesh may be open.
 void release_devices();
 
 }  // namespace ttnn_sys

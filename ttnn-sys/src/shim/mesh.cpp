@@ -52,10 +52,7 @@ std::unique_ptr<Mesh> submesh(
         Mesh{mesh.device->create_submesh(MeshShape(rows, cols), MeshCoordinate(row, col))});
 }
 
-void close_mesh(const Mesh& mesh) {
-    mesh.device->close();
-    tt::tt_fabric::SetFabricConfig(FabricConfig::DISABLED);
-}
+void close_mesh(const Mesh& mesh) { mesh.device->close(); }
 
 MeshFacts mesh_facts(const Mesh& mesh) {
     const auto grid = mesh.device->compute_with_storage_grid_size();

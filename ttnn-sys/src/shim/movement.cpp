@@ -36,7 +36,7 @@ std::unique_ptr<Tensor> reshape(const Tensor& x, rust::Slice<const std::uint32_t
     return wrap(ttnn::reshape(get(x), to_shape(shape)));
 }
 
-std::unique_ptr<Tensor> permute(const Tensor& x, rust::Slice<const std::int64_t> dims) {
+std::unique_ptr<Tensor> permute(const Tensor& x, rust::Slice<const std::uint32_t> dims) {
     return wrap(ttnn::permute(get(x), ttnn::SmallVector<std::int64_t>(dims.begin(), dims.end())));
 }
 

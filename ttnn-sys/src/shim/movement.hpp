@@ -16,7 +16,7 @@ std::unique_ptr<Tensor> concat(rust::Slice<const TensorRef> parts, std::int32_t 
 std::unique_ptr<Tensor> slice(
     const Tensor& x, rust::Slice<const std::uint32_t> begin, rust::Slice<const std::uint32_t> end);
 std::unique_ptr<Tensor> reshape(const Tensor& x, rust::Slice<const std::uint32_t> shape);
-std::unique_ptr<Tensor> permute(const Tensor& x, rust::Slice<const std::int64_t> dims);
+std::unique_ptr<Tensor> permute(const Tensor& x, rust::Slice<const std::uint32_t> dims);
 std::unique_ptr<Tensor> pad(const Tensor& x, rust::Slice<const Padding> padding, float value);
 std::unique_ptr<Tensor> to_layout(const Tensor& x, Layout layout);
 std::unique_ptr<Tensor> to_memory(const Tensor& x, const Memory& memory);

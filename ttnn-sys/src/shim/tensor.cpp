@@ -165,19 +165,20 @@ TensorFacts tensor_facts(const Tensor& tensor) {
     facts.layout = from_ttnn(value.layout());
     facts.on_l1 = value.memory_config().is_l1();
     facts.sharded = value.memory_config().is_sharded();
+    facts.planned = tensor.planned;
     return facts;
 }
 
 void deallocate(const Tensor& tensor) { tensor.value->deallocate(/*force=*/true); }
 
-rust::Vec<std::uint32_t> pack_bfp8(rust::Slice<const float> values, Shape shape) {
+rust::Vec<std::uint32_t> pack_bfp8(const Mesh&, rust::Slice<const float> values, Shape shape) {
     const auto tensor = host_tensor_f32(values, spec(shape, DataType::Bfp8B, Layout::Tile, in_dram));
     const auto buffer = tt::tt_metal::host_buffer::get_host_buffer(tensor);
     const auto words = buffer.view_as<const std::uint32_t>();
     return to_rust(std::vector<std::uint32_t>(words.begin(), words.end()));
 }
 
-rust::Vec<float> unpack_bfp8(rust::Slice<const std::uint32_t> words, Shape shape) {
+rust::Vec<float> unpack_bfp8(const Mesh&, rust::Slice<const std::uint32_t> words, Shape shape) {
     return to_rust(host_tensor_words(words, spec(shape, DataType::Bfp8B, Layout::Tile, in_dram)).to_vector<float>());
 }
 

@@ -20,6 +20,8 @@ struct TensorFacts;
 
 struct Tensor {
     std::shared_ptr<tt::tt_metal::Tensor> value;
+    // Made in a query: it has a shape and no memory.
+    bool planned;
 };
 
 // Every chip of the mesh gets the whole tensor. Values stand in row-major order.
@@ -64,7 +66,10 @@ rust::Vec<std::uint32_t> read_u32(const Tensor& tensor);
 TensorFacts tensor_facts(const Tensor& tensor);
 void deallocate(const Tensor& tensor);
 
-rust::Vec<std::uint32_t> pack_bfp8(rust::Slice<const float> values, rust::Slice<const std::uint32_t> shape);
-rust::Vec<float> unpack_bfp8(rust::Slice<const std::uint32_t> words, rust::Slice<const std::uint32_t> shape);
+// On the host, but TT-NN asks the chips how they align the exponents: an open mesh shows that there are some.
+rust::Vec<std::uint32_t> pack_bfp8(
+    const Mesh& open, rust::Slice<const float> values, rust::Slice<const std::uint32_t> shape);
+rust::Vec<float> unpack_bfp8(
+    const Mesh& open, rust::Slice<const std::uint32_t> words, rust::Slice<const std::uint32_t> shape);
 
 }  // namespace ttnn_sys

@@ -19,15 +19,11 @@ constexpr auto no_residual = std::nullopt;
 constexpr auto same_memory = std::nullopt;
 constexpr auto default_program = std::nullopt;
 
-std::unique_ptr<Tensor> share(const std::shared_ptr<tt::tt_metal::Tensor>& tensor) {
-    return std::make_unique<Tensor>(Tensor{tensor});
-}
-
 }  // namespace
 
-std::unique_ptr<Tensor> Heads::q() const { return share(queries); }
-std::unique_ptr<Tensor> Heads::k() const { return share(keys); }
-std::unique_ptr<Tensor> Heads::v() const { return share(values); }
+std::unique_ptr<Tensor> Heads::q() const { return std::make_unique<Tensor>(queries); }
+std::unique_ptr<Tensor> Heads::k() const { return std::make_unique<Tensor>(keys); }
+std::unique_ptr<Tensor> Heads::v() const { return std::make_unique<Tensor>(values); }
 
 std::unique_ptr<Tensor> layer_norm(
     const Tensor& x, const Tensor& weight, const Tensor& bias, float epsilon, const Compute& compute) {
@@ -55,8 +51,7 @@ std::unique_ptr<Heads> split_heads(const Tensor& x, std::uint32_t heads, std::ui
     constexpr bool transpose_keys = false;
     auto [q, k, v] = ttnn::experimental::nlp_create_qkv_heads(
         get(x), fused_with_queries, heads, kv_heads, transpose_keys, same_memory);
-    const auto shared = [](ttnn::Tensor tensor) { return std::make_shared<ttnn::Tensor>(std::move(tensor)); };
-    return std::make_unique<Heads>(Heads{shared(std::move(q)), shared(std::move(k)), shared(std::move(v))});
+    return std::make_unique<Heads>(Heads{owned(std::move(q)), owned(std::move(k)), owned(std::move(v))});
 }
 
 std::unique_ptr<Tensor> concat_heads(const Tensor& x) {

@@ -14,7 +14,7 @@ struct TensorRef;
 
 // Queries, keys and values.
 struct Heads {
-    std::shared_ptr<tt::tt_metal::Tensor> queries, keys, values;
+    Tensor queries, keys, values;
 
     std::unique_ptr<Tensor> q() const;
     std::unique_ptr<Tensor> k() const;

@@ -190,37 +190,33 @@ impl Exporter<'_> {
 
     fn prefix(&mut self, place: usize, slice: &Slice, chip: ChipId) -> Result<Vec<Program>, ExportError> {
         let numerics = Numerics::of(slice.weights);
-        let patches = self.sizes.vision.patches();
         let (mut embedding, mut layers) = (Wiring::default(), Wiring::default());
         let (ends, begins) = self.edges(place);
         for edge in ends {
             let from = self.slice(edge.from).clone();
             for (index, sender) in from.chips.iter().enumerate() {
                 let Some(socket) = self.socket(from.transport, *sender, chip) else { continue };
-                match edge.payload {
-                    Payload::ImageTokens => embedding.receive.extend(
-                        self.cameras(&from, index).into_iter().map(|i| (format!("image {i}"), socket)),
-                    ),
-                    _ => drop(layers.receive.insert("hidden".into(), socket)),
+                if edge.payload == Payload::ImageTokens {
+                    let cameras = self.cameras(&from, index).into_iter();
+                    embedding.receive.extend(cameras.map(|camera| (format!("image {camera}"), socket)));
+                } else {
+                    layers.receive.insert("hidden".into(), socket);
                 }
             }
         }
         for edge in begins {
             let to = self.slice(edge.to).clone();
             let Some(socket) = self.socket(slice.transport, chip, to.chips[0]) else { continue };
-            match edge.payload {
-                Payload::Cache => {
-                    for layer in slice.layers.iter().filter(|layer| to.layers.contains(*layer)) {
-                        layers.send.insert(format!("keys {layer}"), socket);
-                        layers.send.insert(format!("values {layer}"), socket);
-                    }
-                }
-                _ => drop(layers.send.insert("hidden".into(), socket)),
+            if edge.payload == Payload::Cache {
+                layers.send.extend(shared(slice, &to).flat_map(|layer| cache_of(layer, "", socket)));
+            } else {
+                layers.send.insert("hidden".into(), socket);
             }
         }
         let mut programs = Vec::new();
         if slice.layers.start() == 0 {
             let (cameras, tokens) = (self.request.cameras, self.request.prompt_tokens);
+            let patches = self.sizes.vision.patches();
             programs.push(prefix_embedding(self.sizes, cameras, patches, tokens, numerics, embedding)?);
         }
         programs.push(prefix_layers(self.sizes, slice.layers, self.rows(), numerics, layers)?);
@@ -230,33 +226,33 @@ impl Exporter<'_> {
     fn expert(&mut self, place: usize, slice: &Slice, chip: ChipId) -> Result<Vec<Program>, ExportError> {
         let numerics = Numerics::of(slice.weights);
         let pi0 = self.sizes.variant == Variant::Pi0;
+        let depth = self.sizes.expert.layers;
         let (mut state, mut step) = (Wiring::default(), Wiring::default());
         let (ends, begins) = self.edges(place);
         for edge in ends {
             let from = self.slice(edge.from).clone();
+            if edge.payload == Payload::Step && slice.layers.start() == 0 {
+                // What closes a ring is a velocity, which the host integrates.
+                continue;
+            }
             let Some(socket) = self.socket(from.transport, from.chips[0], chip) else { continue };
-            match edge.payload {
-                Payload::Cache => {
-                    for layer in slice.layers.iter().filter(|layer| from.layers.contains(*layer)) {
-                        // The state token meets keys and values first; in the last layer it attends to nothing.
-                        let meets_state = pi0 && layer + 1 < self.sizes.expert.layers;
-                        for what in ["keys", "values"] {
-                            match meets_state {
-                                true => state.receive.insert(format!("{what} {layer}"), socket),
-                                false => step.receive.insert(format!("{what} {layer} of 0"), socket),
-                            };
-                        }
-                    }
-                }
-                _ => {
-                    state.receive.insert("hidden".into(), socket);
-                    step.receive.insert("hidden".into(), socket);
+            if edge.payload == Payload::Step {
+                state.receive.insert("hidden".into(), socket);
+                step.receive.insert("hidden".into(), socket);
+                continue;
+            }
+            for layer in shared(slice, &from) {
+                // The state token meets keys and values first; in the last layer it attends to nothing.
+                if pi0 && layer + 1 < depth {
+                    state.receive.extend(cache_of(layer, "", socket));
+                } else {
+                    step.receive.extend(cache_of(layer, " of 0", socket));
                 }
             }
         }
-        for edge in begins {
-            let to = self.slice(edge.to).clone();
-            let Some(socket) = self.socket(slice.transport, chip, to.chips[0]) else { continue };
+        for edge in begins.into_iter().filter(|_| slice.layers.end() < depth) {
+            let receiver = self.slice(edge.to).chips[0];
+            let Some(socket) = self.socket(slice.transport, chip, receiver) else { continue };
             state.send.insert("hidden".into(), socket);
             step.send.insert("hidden".into(), socket);
         }
@@ -276,4 +272,15 @@ impl Exporter<'_> {
         let tokens = self.request.prompt_tokens.next_multiple_of(super::program::TILE);
         PrefixRows::holding(self.request.cameras * patches + tokens)
     }
+}
+
+/// Layers that both ends of a cache's way hold.
+fn shared(a: &Slice, b: &Slice) -> impl Iterator<Item = usize> + use<> {
+    let other = b.layers;
+    a.layers.iter().filter(move |layer| other.contains(*layer))
+}
+
+/// Keys and values of a layer as programs name them.
+fn cache_of(layer: usize, place: &str, socket: SocketId) -> [(String, SocketId); 2] {
+    ["keys", "values"].map(|what| (format!("{what} {layer}{place}"), socket))
 }

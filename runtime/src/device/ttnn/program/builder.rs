@@ -17,7 +17,7 @@ pub struct Numerics {
     pub weights: Dtype,
     /// How exactly these products are computed.
     pub products: Compute,
-    /// Where activations lie between calls.
+    /// Where linear layers put their results, and with them what follows.
     pub activations: Memory,
 }
 
@@ -144,26 +144,18 @@ impl Builder {
         out
     }
 
-    fn calls(&mut self, op: Op, dtype: Dtype, memory: Memory) -> Result<Vec<ValueId>, ProgramError> {
-        match results(&op, &|id| self.spec(id), Wanted { dtype, memory }) {
+    /// Adds a call with results of this dtype.
+    pub fn call(&mut self, op: Op, dtype: Dtype) -> Result<Vec<ValueId>, ProgramError> {
+        let wanted = Wanted { dtype, memory: self.numerics.activations };
+        match results(&op, &|id| self.spec(id), wanted) {
             Ok(specs) => Ok(self.push(op, specs)),
             Err(refusal) => Err(self.refused(&op, refusal)),
         }
     }
 
-    /// Adds a call with results of this dtype, where activations lie.
-    pub fn call(&mut self, op: Op, dtype: Dtype) -> Result<Vec<ValueId>, ProgramError> {
-        self.calls(op, dtype, self.numerics.activations)
-    }
-
     /// Adds a call with one bf16 result.
     pub fn one(&mut self, op: Op) -> Made {
         Ok(self.call(op, Dtype::Bf16)?[0])
-    }
-
-    /// A result that stays for later segments or for others to read, in DRAM.
-    pub fn kept(&mut self, op: Op) -> Made {
-        Ok(self.calls(op, Dtype::Bf16, Memory::Dram)?[0])
     }
 
     /// `activation(x · weight + bias)` in bf16.

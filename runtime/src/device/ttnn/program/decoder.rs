@@ -73,8 +73,8 @@ impl Rotation {
         let sin = Recipe::Sines { positions, head: head.head };
         let sin = b.weight(format!("sines of {positions} positions"), table, sin);
         Ok(Self {
-            cos: b.kept(Op::Embedding { ids, table: cos })?,
-            sin: b.kept(Op::Embedding { ids, table: sin })?,
+            cos: b.one(Op::Embedding { ids, table: cos })?,
+            sin: b.one(Op::Embedding { ids, table: sin })?,
         })
     }
 
@@ -217,5 +217,5 @@ pub(super) fn key_mask(
     let spec = TensorSpec::tiles([1, 1, tile_rows(queries), keys], Dtype::Bf16);
     let recipe = Recipe::Zeros { shape: [tile_rows(queries), keys] };
     let zeros = b.weight(format!("zeros {} × {keys}", tile_rows(queries)), spec, recipe);
-    b.kept(Op::Add { a: zeros, b: row })
+    b.one(Op::Add { a: zeros, b: row })
 }

@@ -11,6 +11,7 @@ mod recipe;
 mod results;
 mod shape;
 mod spec;
+mod text;
 mod vision;
 
 pub use builder::{Builder, Numerics, Wiring};

@@ -4,7 +4,8 @@ use super::Refusal;
 use super::op::{Op, ValueId};
 use super::spec::{Dtype, Layout, Memory, TILE, TensorSpec};
 
-/// Dtype and place that a caller wants results in; shapes follow from the operation.
+/// Dtype and place that a caller wants results in; shapes follow from the operation. Only linear layers and moves let the
+/// caller choose a place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) dtype: Dtype,
@@ -17,9 +18,9 @@ pub(super) fn results(
     spec: &dyn Fn(ValueId) -> TensorSpec,
     wanted: Wanted,
 ) -> Result<Vec<TensorSpec>, Refusal> {
-    let made = |shape: [usize; 4]| {
-        Ok(vec![TensorSpec { shape, dtype: wanted.dtype, layout: Layout::Tile, memory: wanted.memory }])
-    };
+    let memory = place(op, spec, wanted.memory);
+    let made =
+        |shape: [usize; 4]| Ok(vec![TensorSpec { shape, dtype: wanted.dtype, layout: Layout::Tile, memory }]);
     if keeps_dtype(op) {
         let first = spec(op.reads()[0]);
         require(
@@ -154,6 +155,15 @@ pub(super) fn results(
             Ok(Vec::new())
         }
         Op::Send { .. } | Op::Receive { .. } => Ok(Vec::new()),
+    }
+}
+
+/// Where TT-NN puts results: what joins, looks up or attends gives them in DRAM, all else where its first argument lies.
+fn place(op: &Op, spec: &dyn Fn(ValueId) -> TensorSpec, wanted: Memory) -> Memory {
+    match op {
+        Op::Linear { .. } | Op::ToMemory { .. } => wanted,
+        Op::Embedding { .. } | Op::Attention { .. } | Op::Concat { .. } => Memory::Dram,
+        _ => op.reads().first().map_or(Memory::Dram, |first| spec(*first).memory),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tensact_topology::{LayerRange, ModelSizes, Variant, WeightDtype};
 
@@ -86,7 +87,7 @@ impl Bench {
     }
 
     fn load(&self, program: Program) -> Driven {
-        Driven(self.chip.load(program.into()).unwrap())
+        Driven(Arc::clone(&self.chip).load(program.into()).unwrap())
     }
 
     fn layers(layers: usize) -> LayerRange {

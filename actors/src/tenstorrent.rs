@@ -1,0 +1,73 @@
+//! Slices on the chips of a Tenstorrent board.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tensact_runtime::device::SliceError;
+use tensact_runtime::device::host::{ComputeDtype, HostDevice};
+use tensact_runtime::device::ttnn::executor::TtnnChip;
+use tensact_runtime::device::ttnn::program::Numerics;
+use tensact_runtime::device::ttnn::{TtnnExpert, TtnnPrefix, TtnnVision, Weights};
+use tensact_topology::{ChipId, DeviceKind, ModelSizes, Placement, Slice, Split, StageKind, Transport};
+
+use crate::devices::{Arithmetic, DeviceError, Key, SliceDevice};
+
+/// Opens the board where a slice wants it, and loads every such slice on each of its chips.
+pub(crate) fn on_ttnn(
+    placement: &Placement,
+    arithmetic: &Arithmetic<'_>,
+) -> Result<BTreeMap<Key, SliceDevice>, DeviceError> {
+    let slices = placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
+    let slices: Vec<&Slice> = slices.filter(|slice| slice.device == DeviceKind::Ttnn).collect();
+    let Arithmetic::Host { checkpoint, board, threads } = arithmetic else { return Ok(BTreeMap::new()) };
+    if slices.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    for slice in &slices {
+        supported(slice)?;
+    }
+    let mut ids: Vec<ChipId> = slices.iter().flat_map(|slice| slice.chips.iter().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let weights = Arc::new(Weights::new(HostDevice::new(*threads, ComputeDtype::F32)?, checkpoint));
+    let chips: BTreeMap<ChipId, Arc<TtnnChip>> =
+        ids.iter().copied().zip(TtnnChip::open(board, &ids, &weights)?).collect();
+    let mut devices = BTreeMap::new();
+    for slice in slices {
+        for chip in &slice.chips {
+            let key = Key::of(slice, *chip);
+            if !devices.contains_key(&key) {
+                devices.insert(key, load(&chips[chip], checkpoint.sizes(), slice)?);
+            }
+        }
+    }
+    Ok(devices)
+}
+
+fn supported(slice: &Slice) -> Result<(), DeviceError> {
+    let refuse = |what| Err(DeviceError::NotOnTtnn { stage: slice.stage, layers: slice.layers, what });
+    match (slice.split, slice.transport) {
+        (Split::Tensor, _) if slice.chips.len() > 1 => {
+            refuse("chips cannot share layers by tensor yet: give each layer to one chip")
+        }
+        (_, Transport::Socket) => refuse(
+            "tensors go from chip to chip over the host for now: leave `transport` out, or write transport = \"host\"",
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn load(chip: &Arc<TtnnChip>, sizes: &ModelSizes, slice: &Slice) -> Result<SliceDevice, SliceError> {
+    let (chip, numerics) = (Arc::clone(chip) as _, Numerics::of(slice.weights));
+    Ok(match slice.stage {
+        StageKind::Vision => {
+            SliceDevice::Vision(Arc::new(TtnnVision::load(chip, sizes, slice.layers, numerics)?))
+        }
+        StageKind::Prefix => {
+            SliceDevice::Prefix(Arc::new(TtnnPrefix::load(chip, sizes, slice.layers, numerics)?))
+        }
+        StageKind::Expert => {
+            SliceDevice::Expert(Arc::new(TtnnExpert::load(chip, sizes, slice.layers, numerics)?))
+        }
+    })
+}
