@@ -216,8 +216,7 @@ impl Policy {
         prefix: Load<'_, dyn PrefixStage>,
         expert: Load<'_, dyn ExpertStage>,
     ) -> Result<Self, PolicyError> {
-        let cuts = cuts.clone();
-        let cuts = Cuts::new(sizes, cuts.vision, cuts.prefix, cuts.expert)?;
+        let cuts = Cuts::new(sizes, cuts.vision.clone(), cuts.prefix.clone(), cuts.expert.clone())?;
         Ok(Self {
             sizes: *sizes,
             vision: cuts.vision.into_iter().map(vision).collect::<Result<_, _>>()?,
@@ -285,9 +284,7 @@ impl Policy {
         images: &[Vec<Tensor>],
     ) -> Result<Vec<RequestCache>, SliceError> {
         assert_eq!(inputs.len(), images.len(), "image tokens belong to the same inputs");
-        let parts: Vec<PrefixInput<'_>> = inputs
-            .iter()
-            .zip(images)
+        let parts: Vec<PrefixInput<'_>> = (inputs.iter().zip(images))
             .map(|(input, images)| PrefixInput { images, tokens: &input.tokens })
             .collect();
         let mut entries: Vec<Vec<KeyValue>> = vec![Vec::new(); inputs.len()];
