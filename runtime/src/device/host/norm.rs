@@ -21,7 +21,7 @@ pub(in crate::device) fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// Applies `norm` to every row and rounds the result to the compute type: it is about to enter a product.
-pub(in crate::device) fn by_row(
+fn by_row(
     device: &HostDevice,
     x: &[f32],
     width: usize,

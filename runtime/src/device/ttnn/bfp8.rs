@@ -158,3 +158,6 @@ fn from_mantissa(exponent: u8, byte: u8) -> f32 {
     let fraction = u32::from(mantissa) << (shift + 1) & 0x7f;
     f32::from_bits(sign | exponent << 23 | fraction << 16)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,4 +19,4 @@ pub use chip::{Chip, ChipError, LoadedProgram};
 pub use interpret::Interpreter;
 pub use packed::{Packed, Values};
 pub use slices::{TtnnExpert, TtnnPrefix, TtnnVision};
-pub use weights::{WeightError, Weights};
+pub use weights::{WeightCache, WeightError, Weights};

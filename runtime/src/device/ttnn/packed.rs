@@ -71,6 +71,15 @@ impl Packed {
         Some(Self { rows, columns, values })
     }
 
+    /// A matrix out of the words of its tiles.
+    ///
+    /// # Panics
+    /// When these are not the words of such a matrix.
+    pub(super) fn of_tiles([rows, columns]: [usize; 2], words: Vec<u32>) -> Self {
+        assert_eq!(words.len(), bfp8::words(rows, columns), "a matrix has its tiles");
+        Self { rows, columns, values: Values::Bfp8B(words) }
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.rows

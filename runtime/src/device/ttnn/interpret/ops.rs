@@ -9,7 +9,7 @@ use super::{Floats, Held, Loaded, rearrange};
 use crate::device::host::HostDevice;
 use crate::device::host::activation::{gelu_tanh, round_to_bf16, silu};
 use crate::device::host::gemm::{Columns, multiply};
-use crate::device::host::norm::{by_row, sum};
+use crate::device::host::norm::sum;
 use crate::device::host::vectorise::widest;
 use crate::device::ttnn::bfp8;
 use crate::device::ttnn::program::{Activation, Dtype, Op, TensorSpec, ValueId};
@@ -47,12 +47,12 @@ impl Loaded {
             Op::Linear { x, weight, bias, activation, .. } => self.linear(*x, *weight, *bias, *activation)?,
             Op::LayerNorm { x, weight, bias, epsilon, .. } => {
                 let (weight, bias) = (self.floats(*weight)?, self.floats(*bias)?);
-                layer_norm(self.device(), &self.floats(*x)?, [&weight.values, &bias.values], *epsilon)
+                self.layer_norm(&self.floats(*x)?, [&weight.values, &bias.values], *epsilon)
             }
             Op::RmsNorm { x, weight, epsilon, .. } => {
                 let weight = weight.map(|weight| self.floats(weight)).transpose()?;
                 let weight = weight.as_ref().map(|weight| &weight.values[..]);
-                rms_norm(self.device(), &self.floats(*x)?, weight, *epsilon)
+                self.rms_norm(&self.floats(*x)?, weight, *epsilon)
             }
             Op::Add { a, b } => self.both(*a, *b, |a, b| a + b)?,
             Op::Multiply { a, b, activation } => match activation {
@@ -148,6 +148,33 @@ impl Loaded {
         Ok(y)
     }
 
+    fn layer_norm(&self, x: &Floats, [weight, bias]: [&[f32]; 2], epsilon: f32) -> Vec<f32> {
+        let width = x.width();
+        let mut y = x.values.to_vec();
+        self.each_row(&mut y, width, |_, row| {
+            let mean = sum(row, |x| x) / width as f32;
+            let variance = sum(row, |x| (x - mean) * (x - mean)) / width as f32;
+            let factor = 1.0 / (variance + epsilon).sqrt();
+            for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+                *x = (*x - mean) * factor * weight + bias;
+            }
+        });
+        y
+    }
+
+    fn rms_norm(&self, x: &Floats, weight: Option<&[f32]>, epsilon: f32) -> Vec<f32> {
+        let width = x.width();
+        let mut y = x.values.to_vec();
+        self.each_row(&mut y, width, |_, row| {
+            let factor = 1.0 / (sum(row, |x| x * x) / width as f32 + epsilon).sqrt();
+            row.iter_mut().for_each(|x| *x *= factor);
+            if let Some(weight) = weight {
+                row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight);
+            }
+        });
+        y
+    }
+
     /// Rows of a table, by numbers.
     fn embedding(&self, ids: ValueId, table: ValueId) -> Result<Vec<f32>, String> {
         let Held::Numbers(ids) = self.held(ids)? else {
@@ -193,27 +220,4 @@ fn activate(activation: Activation, x: f32) -> f32 {
         Activation::Gelu => gelu_tanh(x),
         Activation::Silu => silu(x),
     }
-}
-
-fn layer_norm(device: &HostDevice, x: &Floats, [weight, bias]: [&[f32]; 2], epsilon: f32) -> Vec<f32> {
-    let width = x.width();
-    by_row(device, &x.values, width, |_, x, y| {
-        let mean = sum(x, |x| x) / width as f32;
-        let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
-        let factor = 1.0 / (variance + epsilon).sqrt();
-        for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-            *y = (x - mean) * factor * weight + bias;
-        }
-    })
-}
-
-fn rms_norm(device: &HostDevice, x: &Floats, weight: Option<&[f32]>, epsilon: f32) -> Vec<f32> {
-    let width = x.width();
-    by_row(device, &x.values, width, |_, x, y| {
-        let factor = 1.0 / (sum(x, |x| x * x) / width as f32 + epsilon).sqrt();
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor);
-        if let Some(weight) = weight {
-            y.iter_mut().zip(weight).for_each(|(y, weight)| *y *= weight);
-        }
-    })
 }

@@ -1,15 +1,21 @@
 //! Weights of programs, made from a checkpoint as their recipes say and kept as the chip stores them.
 
+mod cache;
 mod source;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::packed::Packed;
-use super::program::{Recipe, TensorSpec};
+use super::bfp8;
+use super::packed::{Packed, Values};
+use super::program::{Dtype, Recipe, TensorSpec};
 use crate::checkpoint::Checkpoint;
 use crate::device::host::HostDevice;
+pub use cache::WeightCache;
 use source::Source;
+
+/// Weights below this many bytes are packed before a file is found.
+const LEAST_CACHED: usize = 1 << 20;
 
 /// A weight cannot be made from the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,13 +52,20 @@ pub enum WeightError {
 pub struct Weights {
     device: Arc<HostDevice>,
     checkpoint: Checkpoint,
+    cache: Option<WeightCache>,
     made: Mutex<HashMap<String, Weak<Packed>>>,
 }
 
 impl Weights {
-    /// Those of a checkpoint, made by this device's threads.
+    /// Those of a checkpoint, made by this device's threads whenever they are needed.
     pub fn new(device: Arc<HostDevice>, checkpoint: &Checkpoint) -> Self {
-        Self { device, checkpoint: checkpoint.clone(), made: Mutex::default() }
+        Self { device, checkpoint: checkpoint.clone(), cache: None, made: Mutex::default() }
+    }
+
+    /// The same, with large `bfp8_b` weights taken from this cache and kept in it. Other types are hardly more than a copy
+    /// of the checkpoint.
+    pub fn cached_in(self, cache: WeightCache) -> Self {
+        Self { cache: Some(cache), ..self }
     }
 
     /// The threads that make weights.
@@ -85,7 +98,25 @@ impl Weights {
         if spec.shape != [1, 1, made[0], made[1]] {
             return Err(refused());
         }
-        Packed::make(&self.device, spec.dtype, made, &|rows, out| source.fill(rows, out)).ok_or_else(refused)
+        let pack = || {
+            let packed = Packed::make(&self.device, spec.dtype, made, &|rows, out| source.fill(rows, out));
+            packed.ok_or_else(refused)
+        };
+        let (Some(cache), Dtype::Bfp8B, Some(tensors)) = (&self.cache, spec.dtype, source.tensors()) else {
+            return pack();
+        };
+        if spec.bytes() < LEAST_CACHED {
+            return pack();
+        }
+        let entry = cache.entry(&self.device, &key(recipe, spec), &tensors);
+        if let Some(words) = entry.read(&self.device, bfp8::words(made[0], made[1])) {
+            return Ok(Packed::of_tiles(made, words));
+        }
+        let packed = pack()?;
+        if let Values::Bfp8B(words) = packed.values() {
+            entry.write(&self.device, words);
+        }
+        Ok(packed)
     }
 }
 
@@ -93,3 +124,6 @@ impl Weights {
 fn key(recipe: &Recipe, TensorSpec { shape, dtype, .. }: TensorSpec) -> String {
     format!("{shape:?} {dtype} {recipe:?}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,7 @@ pub(super) struct Layer {
     outputs: Spread,
     /// Place of its first output.
     first: usize,
+    /// What its outputs are multiplied by.
     factor: f32,
 }
 
@@ -96,6 +97,15 @@ impl Source {
             Source::Tokens { table, .. } => [table.shape()[0], row_values(table)],
             Source::Repeated { row, rows } => [*rows, row.len()],
             Source::Made { columns, values } => [values.len() / columns.max(&1), *columns],
+        }
+    }
+
+    /// The tensors that all values come from, where it is they and not something that was computed.
+    pub(super) fn tensors(&self) -> Option<Vec<&StoredTensor>> {
+        match self {
+            Source::Product(product) => Some(product.layers.iter().map(|layer| &layer.weight).collect()),
+            Source::Tokens { table, .. } => Some(vec![table]),
+            Source::Repeated { .. } | Source::Made { .. } => None,
         }
     }
 
@@ -163,8 +173,7 @@ impl Reader<'_> {
                 let expected = format!("[{}, {} or more]", outputs.values(), first_input + inputs.values());
                 return Err(WeightError::Tensor { tensor: name, found: weight.shape().into(), expected });
             }
-            let weight = weight.clone();
-            layers.push(Layer { weight, outputs: *outputs, first: columns, factor: *factor });
+            layers.push(Layer { weight: weight.clone(), outputs: *outputs, first: columns, factor: *factor });
             columns += outputs.places();
         }
         Ok(Product { layers, inputs, first_input, columns })
