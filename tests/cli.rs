@@ -193,6 +193,53 @@ fn verify_passes_on_the_goldens() {
 }
 
 #[test]
+fn verify_predicts_what_weights_of_a_type_cost_on_a_chip() {
+    let folder = Folder::new();
+    folder.add_golden("tiny_pi05");
+    let verify = "verify tiny_pi05 --reference tiny_pi05/golden.safetensors --device emulated-numerics";
+    let verdict = folder.json(&format!("{verify} --json"));
+    assert_eq!(verdict["passed"], true);
+    assert_eq!([&verdict["device"], &verdict["dtype"]], ["emulated-numerics", "bfp8_b"]);
+    for stage in ["vision", "prefix", "expert"] {
+        let comparisons = verdict["comparisons"].as_array().unwrap().iter();
+        let of_stage: Vec<&Value> = comparisons.filter(|comparison| comparison["stage"] == stage).collect();
+        let summary = &verdict["stages"][stage];
+        assert_eq!(summary["tensors"], of_stage.len(), "{stage}");
+        let pcc = |value: &Value| value["pcc"].as_f64().unwrap();
+        let worst = of_stage.iter().min_by(|a, b| pcc(a).total_cmp(&pcc(b))).unwrap();
+        assert_eq!(summary["pcc"], json!({ "value": worst["pcc"], "tensor": worst["name"] }), "{stage}");
+    }
+    let bf16 = folder.json(&format!("{verify} --dtype bf16 --json"));
+    let error = |verdict: &Value| verdict["stages"]["expert"]["relative_error"]["value"].as_f64().unwrap();
+    assert!(error(&bf16) < error(&verdict), "{} {}", error(&bf16), error(&verdict));
+
+    let table = folder.answer(&format!("{verify} --dtype bf16"));
+    for part in [
+        "not compared: vision.0.tower_out (inside a slice",
+        "worst PCC",
+        "as chips with bf16 weights would, emulated on the host",
+        "all reach the threshold of 0.99",
+    ] {
+        assert!(table.contains(part), "{part:?} not in\n{table}");
+    }
+}
+
+#[test]
+fn verify_refuses_types_that_a_device_does_not_compute_in() {
+    let folder = Folder::new();
+    // Before any work: neither file is looked for.
+    let verify = "verify nowhere --reference nothing.safetensors";
+    for (options, parts) in [
+        ("--dtype bfp8_b", ["the host does not compute in bfp8_b", "--dtype bf16 or f32"]),
+        ("--device emulated-numerics --dtype f32", ["do not have weights in f32", "--dtype bfp8_b or bf16"]),
+        ("--dtype f16", ["`f16` is not a compute type", "bf16, bfp8_b or f32"]),
+        ("--device p150a", ["'p150a'", "host, emulated-numerics"]),
+    ] {
+        folder.refuses(&format!("{verify} {options}"), &parts);
+    }
+}
+
+#[test]
 fn verify_fails_on_a_wrong_scale_that_correlation_cannot_see() {
     let folder = Folder::new();
     folder.add_golden("tiny_pi0");

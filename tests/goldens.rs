@@ -9,7 +9,7 @@ use tensact_runtime::device::host::{ComputeDtype, VisionSlice};
 use tensact_runtime::model::flow::{Guidance, Steps, WeightSchedule};
 use tensact_runtime::policy::{Cuts, Policy, Sample};
 use tensact_runtime::tensor_file::TensorFile;
-use tensact_runtime::verify::{Closeness, Report, verify};
+use tensact_runtime::verify::{Closeness, Comparison, Report, StageSummary, verify};
 use tensact_tests::{checkpoint, device, inputs, open};
 use tensact_topology::{LayerRange, StageKind};
 
@@ -76,6 +76,34 @@ fn bf16_is_as_good_as_the_peers_bf16() {
             }
         }
     }
+}
+
+#[test]
+fn the_summary_names_the_worst_of_each_stage() {
+    let comparison = |name: &str, stage, pcc, relative_error, norm_ratio| Comparison {
+        name: name.into(),
+        stage,
+        rows: vec![0],
+        values: 1,
+        closeness: Closeness { pcc, relative_error, norm_ratio },
+    };
+    let comparisons = vec![
+        comparison("a", StageKind::Vision, 0.99, 0.1, 1.01),
+        comparison("b", StageKind::Vision, 0.98, 0.3, 0.98),
+        comparison("c", StageKind::Vision, 0.98, 0.2, 1.015),
+        comparison("d", StageKind::Expert, 0.5, f64::NAN, 1.0),
+        comparison("e", StageKind::Expert, f64::NAN, 7.0, 1.0),
+    ];
+    let report = Report { comparisons, not_compared: Default::default() };
+    let stages = report.stages();
+    let worst = |stage| {
+        let StageSummary { tensors, pcc, norm_ratio, relative_error } = stages[&stage];
+        (tensors, [pcc, norm_ratio, relative_error].map(|worst| worst.tensor))
+    };
+    assert_eq!(worst(StageKind::Vision), (3, ["b", "b", "b"]));
+    assert_eq!(stages[&StageKind::Vision].norm_ratio.value, 0.98);
+    assert_eq!(worst(StageKind::Expert), (2, ["e", "d", "d"]));
+    assert!(!stages.contains_key(&StageKind::Prefix));
 }
 
 /// Actions of all samples of a golden file with these cuts, threads and members.

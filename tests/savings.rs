@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::checkpoint::synth::{SynthDtype, SynthSize, write};
+use tensact_runtime::device::PrefixInput;
 use tensact_runtime::device::host::ComputeDtype;
-use tensact_runtime::device::{PrefixInput, PrefixStage};
 use tensact_runtime::model::ModelInput;
 use tensact_runtime::model::flow::{Step, Steps, noise};
 use tensact_runtime::policy::{Cuts, Policy, RequestCache, Sample};
@@ -105,12 +107,15 @@ fn the_vlms_last_block_needs_only_keys_and_values() {
         let images = case.policy.see(&[&case.sample.input]).unwrap();
         let parts = PrefixInput { images: &images[0], tokens: &case.sample.input.tokens };
         let slice = &case.policy.prefix_slices()[0];
+        let mut pass = Arc::clone(slice).begin(slice.embed(&[parts]).unwrap()).unwrap();
         let mut layers = Vec::new();
-        let output =
-            slice.run(slice.embed(&[parts]).unwrap(), &mut |layer, entries| layers.push((layer, entries)));
-        assert_eq!(output.unwrap(), None, "{policy}: the last block gives nothing but keys and values");
+        while let Some(entries) = pass.layer().unwrap() {
+            layers.push(entries);
+        }
+        let output = pass.finish().unwrap();
+        assert_eq!(output, None, "{policy}: the last block gives nothing but keys and values");
         assert_eq!(layers.len(), case.plain.cache.len());
-        for ((layer, entries), (keys, values)) in layers.iter().zip(&case.plain.cache) {
+        for (layer, (entries, (keys, values))) in layers.iter().zip(&case.plain.cache).enumerate() {
             let keys = error(entries[0].keys.data(), valid_rows(&case.plain, keys));
             let values = error(entries[0].values.data(), valid_rows(&case.plain, values));
             assert!(keys < TOLERANCE && values < TOLERANCE, "{policy} layer {layer}: {keys:e} {values:e}");

@@ -3,14 +3,25 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use safetensors::tensor::TensorView;
 use tensact_runtime::Tensor;
-use tensact_runtime::policy::Sample;
-use tensact_runtime::verify::Closeness;
+use tensact_runtime::checkpoint::Checkpoint;
+use tensact_runtime::device::ttnn::program::{Numerics, Op, Program};
+use tensact_runtime::device::ttnn::{Chip, ChipError, Interpreter, LoadedProgram};
+use tensact_runtime::policy::{Cuts, Policy, Sample};
+use tensact_runtime::verify::{Closeness, Report, verify_on_chip};
 use tensact_tests::driver::{Boundaries, Stages, everywhere, interpreted};
-use tensact_tests::{checkpoint, inputs, open};
+use tensact_tests::{checkpoint, golden, inputs, open};
 use tensact_topology::WeightDtype;
 
 const POLICIES: [&str; 2] = ["tiny_pi0", "tiny_pi05"];
+
+/// What weights of a type may cost: the least correlation, and how far a norm may be off.
+const BOUNDS: [(WeightDtype, f64, f64); 2] =
+    [(WeightDtype::Bf16, 0.999, 0.01), (WeightDtype::Bfp8B, 0.99, 0.02)];
 
 fn stages(policy: &str, weights: WeightDtype, boundaries: &Boundaries) -> Stages {
     interpreted(&checkpoint(policy, "model_openpi_bf16.safetensors"), weights, boundaries)
@@ -29,7 +40,7 @@ fn joined(actions: &[Tensor]) -> Vec<f32> {
 fn actions_are_the_peers() {
     for policy in POLICIES {
         let expected = open(policy, "golden.safetensors").tensors()["out.actions"].to_f32();
-        for (weights, pcc, norm) in [(WeightDtype::Bf16, 0.999, 0.01), (WeightDtype::Bfp8B, 0.99, 0.02)] {
+        for (weights, pcc, norm) in BOUNDS {
             let actions = stages(policy, weights, &Boundaries::default()).cached(&samples(policy));
             let found = Closeness::of(&joined(&actions), &expected);
             let close = found.pcc >= pcc && (found.norm_ratio - 1.0).abs() <= norm;
@@ -50,6 +61,158 @@ fn cuts_and_company_change_nothing() {
             assert_eq!(&whole.cached(std::slice::from_ref(sample))[0], expected, "{policy}, alone");
             assert_eq!(&whole.followed(sample), expected, "{policy}, following the cache");
             assert_eq!(&cut.followed(sample), expected, "{policy}, following the cache, cut everywhere");
+        }
+    }
+}
+
+fn interpreter(checkpoint: &Checkpoint) -> Arc<dyn Chip> {
+    Interpreter::new(checkpoint, NonZeroUsize::new(2)).unwrap()
+}
+
+fn report(policy: &str, chip: &Arc<dyn Chip>, weights: WeightDtype) -> Report {
+    let checkpoint = checkpoint(policy, "model_openpi_bf16.safetensors");
+    let reference = open(policy, "golden.safetensors");
+    let inputs = inputs(&checkpoint, &reference);
+    verify_on_chip(chip, checkpoint.sizes(), Numerics::of(weights), &reference, &inputs).unwrap()
+}
+
+fn far(report: &Report, pcc: f64, norm: f64) -> Vec<&str> {
+    let near = |c: Closeness| c.pcc >= pcc && (c.norm_ratio - 1.0).abs() <= norm;
+    let far = report.comparisons.iter().filter(|comparison| !near(comparison.closeness));
+    far.map(|comparison| &comparison.name[..]).collect()
+}
+
+#[test]
+fn every_tensor_between_slices_is_the_peers() {
+    // What is left of ten steps' roundings in tiny π0's velocities: at the peers' own x they are as good as the rest, see
+    // the next test. LeRobot's own bf16 has 0.99935 here.
+    let left = |policy: &str, name: &str| policy == "tiny_pi0" && name.ends_with(".v_t");
+    for policy in POLICIES {
+        let chip = interpreter(&checkpoint(policy, "model_openpi_bf16.safetensors"));
+        for (weights, pcc, norm) in BOUNDS {
+            let report = report(policy, &chip, weights);
+            let far_by = |pcc| far(&report, pcc, norm);
+            let mut far = far_by(pcc);
+            far.retain(|name| !left(policy, name) || far_by(pcc - 0.001).contains(name));
+            assert!(far.is_empty(), "{policy} {weights}: {far:?}\n{:#?}", report.stages());
+        }
+    }
+}
+
+#[test]
+fn velocities_at_the_peers_own_x_are_the_peers() {
+    for policy in POLICIES {
+        let checkpoint = checkpoint(policy, "model_openpi_bf16.safetensors");
+        let reference = open(policy, "golden.safetensors");
+        let tensor = |name: String| reference.tensors()[&name].to_f32();
+        let samples = inputs(&checkpoint, &reference).samples;
+        let observed: Vec<_> = samples.iter().map(|sample| &sample.input).collect();
+        let (chip, sizes) = (interpreter(&checkpoint), checkpoint.sizes());
+        for (weights, pcc, norm) in BOUNDS {
+            let loaded = Policy::on_chip(&chip, sizes, Numerics::of(weights), &Cuts::none(sizes)).unwrap();
+            let mut caches = loaded.read(&observed, &loaded.see(&observed).unwrap()).unwrap();
+            loaded.cache_states(&observed, &mut caches).unwrap();
+            for step in samples[0].steps.iter() {
+                let x = tensor(format!("step{}.x_t", step.index()));
+                let shape = [sizes.horizon, sizes.action_dim];
+                let x = x.chunks(shape[0] * shape[1]).map(|x| Tensor::new(shape, x.to_vec()).unwrap());
+                let x: Vec<Tensor> = x.collect();
+                let at: Vec<_> = x.iter().zip(&caches).map(|(x, cache)| (step, x, cache)).collect();
+                let expected = tensor(format!("step{}.v_t", step.index()));
+                let found = Closeness::of(&joined(&loaded.velocities(&at).unwrap()), &expected);
+                let close = found.pcc >= pcc && (found.norm_ratio - 1.0).abs() <= norm;
+                assert!(close, "{policy} {weights} step {}: {found:?}", step.index());
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_that_leaves_a_slice_is_compared() {
+    for policy in POLICIES {
+        let chip = interpreter(&checkpoint(policy, "model_openpi_bf16.safetensors"));
+        let report = report(policy, &chip, WeightDtype::Bf16);
+        let inside = |name: &&str| report.not_compared[*name].starts_with("inside a slice");
+        let left: Vec<&str> = report.not_compared.keys().map(String::as_str).collect();
+        let inside: Vec<&str> = left.iter().copied().filter(inside).collect();
+        let mut expected = vec!["step0.final_norm", "step0.layer2.hidden_out", "step0.suffix_embs"];
+        let tower = (0..3).flat_map(|camera| {
+            ["embeddings", "layer2", "tower_out"].map(|part| format!("vision.{camera}.{part}"))
+        });
+        let tower: Vec<String> = tower.collect();
+        expected.extend(tower.iter().map(String::as_str));
+        assert_eq!(inside, expected, "{policy}");
+        let rest: Vec<&str> =
+            left.iter().copied().filter(|n| !inside.contains(n) && !n.contains("adarms_cond")).collect();
+        let unread = ["prefix.final_norm", "prefix.layer2.hidden_out"];
+        let is_mask = |name: &&str| name.contains("mask");
+        assert_eq!(rest.into_iter().filter(|n| !is_mask(n)).collect::<Vec<_>>(), unread, "{policy}");
+        for name in ["vision.2.layer1", "prefix.kv.2.v", "step0.layer1.hidden_out", "step9.x_t"] {
+            assert!(report.comparisons.iter().any(|c| c.name == name), "{policy}: {name}");
+        }
+    }
+}
+
+/// An interpreted chip on which one scale of a program is wrong.
+struct WrongScale(Arc<dyn Chip>);
+
+impl Chip for WrongScale {
+    fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
+        let mut program = Arc::unwrap_or_clone(program);
+        let layer = program.segments.iter_mut().filter(|segment| segment.name == "rest of layer 1");
+        for call in layer.flat_map(|segment| &mut segment.calls) {
+            if let Op::Attention { scale, .. } = &mut call.op {
+                *scale *= 8.0;
+            }
+        }
+        Arc::clone(&self.0).load(Arc::new(program))
+    }
+}
+
+#[test]
+fn a_wrong_scale_in_a_program_is_seen_where_it_is() {
+    for policy in POLICIES {
+        let right = interpreter(&checkpoint(policy, "model_openpi_bf16.safetensors"));
+        let wrong: Arc<dyn Chip> = Arc::new(WrongScale(right));
+        for (weights, pcc, norm) in BOUNDS {
+            let report = report(policy, &wrong, weights);
+            assert_eq!(
+                far(&report, pcc, norm).first(),
+                Some(&"prefix.layer1.hidden_out"),
+                "{policy} {weights}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_wrong_weight_is_seen_where_it_is() {
+    const WRONG: &str = "model.paligemma_with_expert.gemma_expert.model.layers.1.mlp.down_proj.weight";
+    for policy in POLICIES {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", "dims.json"] {
+            std::fs::copy(golden(policy, file), folder.path().join(file)).unwrap();
+        }
+        let file = open(policy, "model.safetensors");
+        let wrong: Vec<u8> = file.tensors()[WRONG]
+            .to_f32()
+            .into_iter()
+            .flat_map(|weight| (1.5 * weight).to_le_bytes())
+            .collect();
+        let views = file.tensors().iter().map(|(name, tensor)| {
+            let bytes = if name == WRONG { &wrong } else { tensor.bytes() };
+            (name, TensorView::new(tensor.dtype(), tensor.shape().to_vec(), bytes).unwrap())
+        });
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let chip = interpreter(&Checkpoint::open(&path).unwrap());
+        for (weights, pcc, norm) in BOUNDS {
+            let report = report(policy, &chip, weights);
+            assert_eq!(
+                far(&report, pcc, norm).first(),
+                Some(&"step0.layer1.hidden_out"),
+                "{policy} {weights}"
+            );
         }
     }
 }

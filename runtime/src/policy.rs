@@ -1,4 +1,4 @@
-//! A whole policy on one host device: the three stages run one after the other.
+//! A whole policy on one device: the three stages run one after the other.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,8 @@ use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::device::host::{ExpertSlice, HostDevice, PrefixSlice, VisionSlice};
+use crate::device::ttnn::program::Numerics;
+use crate::device::ttnn::{Chip, TtnnExpert, TtnnPrefix, TtnnVision};
 use crate::device::{ExpertStage, PrefixInput, PrefixStage, SliceError, StepInput, VisionStage};
 use crate::model::flow::{Guidance, Step, Steps};
 use crate::model::{KeyValue, KvCache, ModelInput};
@@ -164,27 +166,62 @@ pub type RequestCache = Vec<KvCache>;
 /// The slices of all stages, loaded.
 pub struct Policy {
     sizes: ModelSizes,
-    pub(crate) vision: Vec<VisionSlice>,
-    pub(crate) prefix: Vec<PrefixSlice>,
-    pub(crate) expert: Vec<ExpertSlice>,
+    pub(crate) vision: Vec<Arc<dyn VisionStage>>,
+    pub(crate) prefix: Vec<Arc<dyn PrefixStage>>,
+    pub(crate) expert: Vec<Arc<dyn ExpertStage>>,
 }
 
+/// Loads a slice of a stage.
+type Load<'a, S> = &'a dyn Fn(LayerRange) -> Result<Arc<S>, SliceError>;
+
 impl Policy {
-    /// Loads all slices.
+    /// Loads all slices on the host.
     ///
     /// # Errors
     /// When the cuts are those of other sizes.
     pub fn load(device: &Arc<HostDevice>, checkpoint: &Checkpoint, cuts: &Cuts) -> Result<Self, PolicyError> {
-        let Cuts { vision, prefix, expert } = cuts.clone();
-        let cuts = Cuts::new(checkpoint.sizes(), vision, prefix, expert)?;
-        let vision = cuts.vision.iter().map(|range| VisionSlice::load(device, checkpoint, *range));
-        let prefix = cuts.prefix.iter().map(|range| PrefixSlice::load(device, checkpoint, *range));
-        let expert = cuts.expert.iter().map(|range| ExpertSlice::load(device, checkpoint, *range));
+        Self::of_slices(
+            checkpoint.sizes(),
+            cuts,
+            &|range| Ok(Arc::new(VisionSlice::load(device, checkpoint, range)?)),
+            &|range| Ok(Arc::new(PrefixSlice::load(device, checkpoint, range)?)),
+            &|range| Ok(Arc::new(ExpertSlice::load(device, checkpoint, range)?)),
+        )
+    }
+
+    /// Loads all slices on one chip, which has the weights of a checkpoint of these sizes.
+    ///
+    /// # Errors
+    /// When the cuts are those of other sizes, or the chip cannot load a slice.
+    pub fn on_chip(
+        chip: &Arc<dyn Chip>,
+        sizes: &ModelSizes,
+        numerics: Numerics,
+        cuts: &Cuts,
+    ) -> Result<Self, PolicyError> {
+        let chip = || Arc::clone(chip);
+        Self::of_slices(
+            sizes,
+            cuts,
+            &|range| Ok(Arc::new(TtnnVision::load(chip(), sizes, range, numerics)?)),
+            &|range| Ok(Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics)?)),
+            &|range| Ok(Arc::new(TtnnExpert::load(chip(), sizes, range, numerics)?)),
+        )
+    }
+
+    fn of_slices(
+        sizes: &ModelSizes,
+        cuts: &Cuts,
+        vision: Load<'_, dyn VisionStage>,
+        prefix: Load<'_, dyn PrefixStage>,
+        expert: Load<'_, dyn ExpertStage>,
+    ) -> Result<Self, PolicyError> {
+        let cuts = Cuts::new(sizes, cuts.vision.clone(), cuts.prefix.clone(), cuts.expert.clone())?;
         Ok(Self {
-            sizes: *checkpoint.sizes(),
-            vision: vision.collect::<Result<_, _>>()?,
-            prefix: prefix.collect::<Result<_, _>>()?,
-            expert: expert.collect::<Result<_, _>>()?,
+            sizes: *sizes,
+            vision: cuts.vision.into_iter().map(vision).collect::<Result<_, _>>()?,
+            prefix: cuts.prefix.into_iter().map(prefix).collect::<Result<_, _>>()?,
+            expert: cuts.expert.into_iter().map(expert).collect::<Result<_, _>>()?,
         })
     }
 
@@ -194,7 +231,7 @@ impl Policy {
     }
 
     /// Slices of the VLM, in order.
-    pub fn prefix_slices(&self) -> &[PrefixSlice] {
+    pub fn prefix_slices(&self) -> &[Arc<dyn PrefixStage>] {
         &self.prefix
     }
 
@@ -247,24 +284,18 @@ impl Policy {
         images: &[Vec<Tensor>],
     ) -> Result<Vec<RequestCache>, SliceError> {
         assert_eq!(inputs.len(), images.len(), "image tokens belong to the same inputs");
-        let parts: Vec<PrefixInput<'_>> = inputs
-            .iter()
-            .zip(images)
+        let parts: Vec<PrefixInput<'_>> = (inputs.iter().zip(images))
             .map(|(input, images)| PrefixInput { images, tokens: &input.tokens })
             .collect();
         let mut entries: Vec<Vec<KeyValue>> = vec![Vec::new(); inputs.len()];
-        let mut emit = |_, layer: Vec<KeyValue>| {
-            entries.iter_mut().zip(layer).for_each(|(entries, entry)| entries.push(entry));
-        };
-        if let Some(first) = self.prefix.first() {
-            let mut hidden = Some(first.embed(&parts)?);
-            for slice in &self.prefix {
-                if let Some(input) = hidden {
-                    hidden = slice.run(input, &mut emit)?;
-                } else {
-                    break;
-                }
+        let mut hidden = self.prefix.first().map(|first| first.embed(&parts)).transpose()?;
+        for slice in &self.prefix {
+            let Some(input) = hidden else { break };
+            let mut pass = Arc::clone(slice).begin(input)?;
+            while let Some(layer) = pass.layer()? {
+                entries.iter_mut().zip(layer).for_each(|(entries, entry)| entries.push(entry));
             }
+            hidden = pass.finish()?;
         }
         Ok(entries.into_iter().map(|entries| self.hand_over(entries)).collect())
     }

@@ -82,4 +82,64 @@ impl Report {
     pub fn reaches(&self, threshold: f64) -> bool {
         self.comparisons.iter().all(|comparison| comparison.closeness.reaches(threshold))
     }
+
+    /// The worst of each stage that something was compared of.
+    pub fn stages(&self) -> BTreeMap<StageKind, StageSummary<'_>> {
+        let of_stage = |stage| {
+            let mut compared = self.comparisons.iter().filter(move |c| c.stage == stage);
+            let mut summary = StageSummary::of(compared.next()?);
+            compared.for_each(|comparison| summary.add(comparison));
+            Some((stage, summary))
+        };
+        StageKind::ALL.into_iter().filter_map(of_stage).collect()
+    }
+}
+
+/// The worst tensors of one stage.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StageSummary<'a> {
+    /// How many were compared.
+    pub tensors: usize,
+    /// The lowest correlation.
+    pub pcc: Worst<'a>,
+    /// The norm ratio that is farthest from 1.
+    pub norm_ratio: Worst<'a>,
+    /// The largest relative error.
+    pub relative_error: Worst<'a>,
+}
+
+/// A figure of [`Closeness`] and the tensor it belongs to. What is not a number is worse than anything.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Worst<'a> {
+    /// The figure.
+    pub value: f64,
+    /// The first tensor with it, in the order of computation.
+    pub tensor: &'a str,
+}
+
+impl<'a> StageSummary<'a> {
+    fn of(Comparison { name, closeness, .. }: &'a Comparison) -> Self {
+        let worst = |value| Worst { value, tensor: name };
+        let Closeness { pcc, norm_ratio, relative_error } = *closeness;
+        let [pcc, norm_ratio, relative_error] = [pcc, norm_ratio, relative_error].map(worst);
+        Self { tensors: 1, pcc, norm_ratio, relative_error }
+    }
+
+    fn add(&mut self, comparison: &'a Comparison) {
+        let one = Self::of(comparison);
+        self.tensors += 1;
+        self.pcc.or_worse(one.pcc, |pcc| 1.0 - pcc);
+        self.norm_ratio.or_worse(one.norm_ratio, |ratio| (ratio - 1.0).abs());
+        self.relative_error.or_worse(one.relative_error, |error| error);
+    }
+}
+
+impl Worst<'_> {
+    /// Takes the place of this one when it is farther off.
+    fn or_worse(&mut self, other: Self, distance: impl Fn(f64) -> f64) {
+        let far = |value: f64| if value.is_nan() { f64::INFINITY } else { distance(value) };
+        if far(other.value) > far(self.value) {
+            *self = other;
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod bench_serve;
 mod boards;
 mod check;
 mod demo;
+mod device;
 mod infer;
 mod inspect;
 mod output;

@@ -259,7 +259,7 @@ impl ExpertSlice {
     }
 
     /// Action tokens `[requests × horizon, width]` out of noisy actions (first slice) or hidden states.
-    pub(super) fn action_tokens(&self, actions: &[(&Tensor, Step)]) -> Result<Tensor, SliceError> {
+    pub(crate) fn action_tokens(&self, actions: &[(&Tensor, Step)]) -> Result<Tensor, SliceError> {
         if self.embedding.is_some() {
             return self.embed_actions(actions);
         }

@@ -1,6 +1,5 @@
 //! The Gemma VLM over image and instruction tokens: it fills the KV cache.
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use tensact_topology::{DecoderSizes, LayerRange, StageKind};
@@ -68,23 +67,6 @@ impl PrefixSlice {
         })
     }
 
-    /// Runs all blocks. As soon as a layer's keys and values exist, `emit` gets them, one entry per sequence. Gives the
-    /// hidden states for the next slice, or nothing after the VLM's last layer.
-    ///
-    /// # Errors
-    /// When the shape does not fit.
-    pub fn run(
-        &self,
-        batch: Sequences,
-        emit: &mut dyn FnMut(usize, Vec<KeyValue>),
-    ) -> Result<Option<Sequences>, SliceError> {
-        let mut pass = Box::new(Pass::begin(self, batch)?);
-        for layer in self.layers.iter() {
-            emit(layer, pass.layer()?.expect("a pass has every layer of its slice"));
-        }
-        pass.finish()
-    }
-
     /// Every sequence attends to itself.
     fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let (q_width, kv_width) = (self.sizes.q_width(), self.sizes.kv_width());
@@ -143,9 +125,9 @@ impl PrefixStage for PrefixSlice {
     }
 }
 
-/// A pass over a slice that is borrowed or shared.
-struct Pass<S> {
-    slice: S,
+/// A pass over a slice.
+struct Pass {
+    slice: Arc<PrefixSlice>,
     batch: Sequences,
     rotation: Rotation,
     /// Layers of the slice that have handed out their keys and values.
@@ -160,8 +142,8 @@ struct Open {
     v: Vec<f32>,
 }
 
-impl<S: Deref<Target = PrefixSlice>> Pass<S> {
-    fn begin(slice: S, batch: Sequences) -> Result<Self, SliceError> {
+impl Pass {
+    fn begin(slice: Arc<PrefixSlice>, batch: Sequences) -> Result<Self, SliceError> {
         let Sequences { hidden, lengths } = &batch;
         let DecoderSizes { width, head_dim, .. } = slice.sizes;
         let rows: usize = lengths.iter().sum();
@@ -184,7 +166,7 @@ impl<S: Deref<Target = PrefixSlice>> Pass<S> {
     }
 }
 
-impl<S: Deref<Target = PrefixSlice> + Send> PrefixPass for Pass<S> {
+impl PrefixPass for Pass {
     /// Hands out keys and values before the rest of the layer runs: whoever waits for them need not wait for it.
     fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
         self.close();
