@@ -140,7 +140,7 @@ fn programs_of_all_cameras_and_cuts_hold_together() {
                     // All, the first layer, and all but the first.
                     let cut =
                         |depth| [LayerRange::new(0, depth), LayerRange::new(0, 1), LayerRange::new(1, depth)];
-                    let layers = depths.map(|depth| cut(depth)[part].clone().unwrap());
+                    let layers = depths.map(|depth| cut(depth)[part].unwrap());
                     for program in programs(&sizes, layers, cameras) {
                         check(&program).unwrap();
                     }
