@@ -7,7 +7,7 @@ use tensact_runtime::device::SliceError;
 use tensact_runtime::device::host::{ComputeDtype, HostDevice};
 use tensact_runtime::device::ttnn::executor::TtnnChip;
 use tensact_runtime::device::ttnn::program::Numerics;
-use tensact_runtime::device::ttnn::{TtnnExpert, TtnnPrefix, TtnnVision, Weights};
+use tensact_runtime::device::ttnn::{TtnnExpert, TtnnPrefix, TtnnVision, WeightCache, Weights};
 use tensact_topology::{ChipId, DeviceKind, ModelSizes, Placement, Slice, Split, StageKind, Transport};
 
 use crate::devices::{Arithmetic, DeviceError, Key, SliceDevice};
@@ -29,7 +29,11 @@ pub(crate) fn on_ttnn(
     let mut ids: Vec<ChipId> = slices.iter().flat_map(|slice| slice.chips.iter().copied()).collect();
     ids.sort_unstable();
     ids.dedup();
-    let weights = Arc::new(Weights::new(HostDevice::new(*threads, ComputeDtype::F32)?, checkpoint));
+    let weights = Weights::new(HostDevice::new(*threads, ComputeDtype::F32)?, checkpoint);
+    let weights = Arc::new(match WeightCache::of_user() {
+        Some(cache) => weights.cached_in(cache),
+        None => weights,
+    });
     let chips: BTreeMap<ChipId, Arc<TtnnChip>> =
         ids.iter().copied().zip(TtnnChip::open(board, &ids, &weights)?).collect();
     let mut devices = BTreeMap::new();
