@@ -15,7 +15,7 @@ use tensact_runtime::device::{ExpertStage, Followed, PrefixInput, PrefixStage, S
 use tensact_runtime::model::flow::Step;
 use tensact_runtime::model::{KeyValue, KvCache};
 use tensact_runtime::policy::Sample;
-use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant, WeightDtype};
+use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant, WeightDtype};
 
 use crate::{checkpoint, device};
 
@@ -74,18 +74,18 @@ pub fn on_chip(
     weights: WeightDtype,
     [vision, prefix, expert]: &Boundaries,
 ) -> Stages {
-    let numerics = Numerics::of(weights);
+    let (numerics, request) = (Numerics::of(weights), RequestShape::of(sizes));
     let chip = || Arc::clone(chip);
     Stages {
         sizes: *sizes,
         vision: ranges(sizes.vision.layers, vision)
-            .map(|range| Arc::new(TtnnVision::load(chip(), sizes, range, numerics).unwrap()) as _)
+            .map(|range| Arc::new(TtnnVision::load(chip(), sizes, range, numerics, &request).unwrap()) as _)
             .collect(),
         prefix: ranges(sizes.vlm.layers, prefix)
-            .map(|range| Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics).unwrap()) as _)
+            .map(|range| Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics, &request).unwrap()) as _)
             .collect(),
         expert: ranges(sizes.expert.layers, expert)
-            .map(|range| Arc::new(TtnnExpert::load(chip(), sizes, range, numerics).unwrap()) as _)
+            .map(|range| Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request).unwrap()) as _)
             .collect(),
     }
 }
@@ -118,8 +118,8 @@ impl Stages {
         entries
     }
 
-    /// Actions by whole caches: all samples as one batch, each at its own step.
-    pub fn cached(&self, samples: &[Sample]) -> Vec<Tensor> {
+    /// The caches of all slices of the expert, per sample, complete with π0's state token.
+    pub fn caches(&self, samples: &[Sample]) -> Vec<Vec<KvCache>> {
         let mut caches: Vec<Vec<KvCache>> =
             self.entries(samples).into_iter().map(|entries| self.hand_over(entries)).collect();
         if self.sizes.variant == Variant::Pi0 {
@@ -131,6 +131,12 @@ impl Stages {
                 states = next;
             }
         }
+        caches
+    }
+
+    /// Actions by whole caches: all samples as one batch, each at its own step.
+    pub fn cached(&self, samples: &[Sample]) -> Vec<Tensor> {
+        let caches = self.caches(samples);
         let mut x: Vec<Tensor> = samples.iter().map(|sample| sample.noise.clone()).collect();
         for round in 0..samples.iter().map(|sample| sample.steps.count()).max().unwrap() {
             let due = (0..samples.len()).filter_map(|i| Some((i, samples[i].steps.iter().nth(round)?)));

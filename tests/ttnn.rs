@@ -9,8 +9,10 @@ use std::sync::Arc;
 use safetensors::tensor::TensorView;
 use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
+use tensact_runtime::device::StepInput;
 use tensact_runtime::device::ttnn::program::{Numerics, Op, Program};
 use tensact_runtime::device::ttnn::{Chip, ChipError, Interpreter, LoadedProgram};
+use tensact_runtime::model::flow::{Steps, noise};
 use tensact_runtime::policy::{Cuts, Policy, Sample};
 use tensact_runtime::verify::{Closeness, Report, verify_on_chip};
 use tensact_tests::driver::{Boundaries, Stages, everywhere, interpreted};
@@ -214,5 +216,45 @@ fn a_wrong_weight_is_seen_where_it_is() {
                 "{policy} {weights}"
             );
         }
+    }
+}
+
+/// Requests share a pass in any order, more of them than a program has places, some of them integrating in other numbers of
+/// steps: each gets what it gets alone.
+#[test]
+fn company_of_many_kinds_changes_nothing() {
+    for policy in POLICIES {
+        let golden = samples(policy);
+        let stages = stages(policy, WeightDtype::Bf16, &Boundaries::default());
+        let many: Vec<Sample> = (0..12)
+            .map(|i| {
+                let mut sample = golden[i % 2].clone();
+                sample.noise = noise(&stages.sizes, i as u64);
+                sample.steps = Steps::new([2, 3][i / 10]).unwrap();
+                sample
+            })
+            .collect();
+        let alone = |sample: &Sample| stages.cached(std::slice::from_ref(sample)).remove(0);
+        let expected: Vec<Tensor> = many.iter().map(alone).collect();
+        assert_eq!(stages.cached(&many), expected, "{policy}");
+        let reversed: Vec<Sample> = many.iter().rev().cloned().collect();
+        let actions: Vec<Tensor> = stages.cached(&reversed).into_iter().rev().collect();
+        assert_eq!(actions, expected, "{policy}, the other way round");
+    }
+}
+
+/// The places of a pass belong to caches: requests that change their order between two steps keep theirs.
+#[test]
+fn requests_may_change_places_between_steps() {
+    for policy in POLICIES {
+        let samples = samples(policy);
+        let stages = stages(policy, WeightDtype::Bf16, &Boundaries::default());
+        let caches = stages.caches(&samples);
+        let step = samples[0].steps.iter().next().unwrap();
+        let input = |i: usize| StepInput { x: &samples[i].noise, step, cache: &caches[i][0] };
+        let there = stages.expert[0].step(&[input(0), input(1)]).unwrap();
+        let back = stages.expert[0].step(&[input(1), input(0)]).unwrap();
+        assert_eq!([&there[0], &there[1]], [&back[1], &back[0]], "{policy}");
+        assert_ne!(there[0], there[1], "{policy}: the two are different requests");
     }
 }

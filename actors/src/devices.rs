@@ -12,7 +12,7 @@ use tensact_runtime::device::host::{
 use tensact_runtime::device::idle::Idle;
 use tensact_runtime::device::{ExpertStage, PrefixStage, SliceError, VisionStage};
 use tensact_topology::{
-    Board, ChipId, DeviceKind, LayerRange, ModelSizes, Placement, Slice, StageKind, WeightDtype,
+    Board, ChipId, DeviceKind, LayerRange, ModelSizes, Placement, RequestShape, Slice, StageKind, WeightDtype,
 };
 
 /// A slice, loaded.
@@ -31,6 +31,9 @@ pub(crate) enum Arithmetic<'a> {
         /// Whose chips are opened, where slices are on device `ttnn`.
         #[cfg_attr(not(feature = "ttnn"), expect(dead_code, reason = "without TT-NN no board is opened"))]
         board: &'a Board,
+        /// What such slices are made ready for.
+        #[cfg_attr(not(feature = "ttnn"), expect(dead_code, reason = "without TT-NN nothing is made ready"))]
+        request: RequestShape,
         threads: Option<NonZeroUsize>,
     },
     /// Digests, which show mixed-up requests.

@@ -158,7 +158,8 @@ impl Loaded {
         refuse(&check_deployment(deployment, &board, &sizes))?;
         let placement = deployment.placement(&sizes, board.arch()).placement;
         let (preprocessor, statistics) = preprocessor(checkpoint, options)?;
-        let arithmetic = Arithmetic::Host { checkpoint, board: &board, threads: options.threads };
+        let request = deployment.request(&sizes);
+        let arithmetic = Arithmetic::Host { checkpoint, board: &board, request, threads: options.threads };
         let devices = Devices::load(&placement, &sizes, &arithmetic)?;
         let steps = Steps::new(sizes.steps)?;
         Ok(Self { board, placement, devices, preprocessor, statistics, sizes, steps, computes: true })

@@ -8,7 +8,9 @@ use tensact_runtime::device::host::{ComputeDtype, HostDevice};
 use tensact_runtime::device::ttnn::executor::TtnnChip;
 use tensact_runtime::device::ttnn::program::Numerics;
 use tensact_runtime::device::ttnn::{TtnnExpert, TtnnPrefix, TtnnVision, WeightCache, Weights};
-use tensact_topology::{ChipId, DeviceKind, ModelSizes, Placement, Slice, Split, StageKind, Transport};
+use tensact_topology::{
+    ChipId, DeviceKind, ModelSizes, Placement, RequestShape, Residence, Slice, Split, StageKind, Transport,
+};
 
 use crate::devices::{Arithmetic, DeviceError, Key, SliceDevice};
 
@@ -19,7 +21,9 @@ pub(crate) fn on_ttnn(
 ) -> Result<BTreeMap<Key, SliceDevice>, DeviceError> {
     let slices = placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
     let slices: Vec<&Slice> = slices.filter(|slice| slice.device == DeviceKind::Ttnn).collect();
-    let Arithmetic::Host { checkpoint, board, threads } = arithmetic else { return Ok(BTreeMap::new()) };
+    let Arithmetic::Host { checkpoint, board, request, threads } = arithmetic else {
+        return Ok(BTreeMap::new());
+    };
     if slices.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -41,7 +45,7 @@ pub(crate) fn on_ttnn(
         for chip in &slice.chips {
             let key = Key::of(slice, *chip);
             if !devices.contains_key(&key) {
-                devices.insert(key, load(&chips[chip], checkpoint.sizes(), slice)?);
+                devices.insert(key, load(&chips[chip], checkpoint.sizes(), slice, request)?);
             }
         }
     }
@@ -57,21 +61,29 @@ fn supported(slice: &Slice) -> Result<(), DeviceError> {
         (_, Transport::Socket) => refuse(
             "tensors go from chip to chip over the host for now: leave `transport` out, or write transport = \"host\"",
         ),
+        _ if slice.residence == Residence::L1 => {
+            refuse("weights lie in DRAM for now: leave `resident` out, or write resident = \"dram\"")
+        }
         _ => Ok(()),
     }
 }
 
-fn load(chip: &Arc<TtnnChip>, sizes: &ModelSizes, slice: &Slice) -> Result<SliceDevice, SliceError> {
+fn load(
+    chip: &Arc<TtnnChip>,
+    sizes: &ModelSizes,
+    slice: &Slice,
+    request: &RequestShape,
+) -> Result<SliceDevice, SliceError> {
     let (chip, numerics) = (Arc::clone(chip) as _, Numerics::of(slice.weights));
     Ok(match slice.stage {
         StageKind::Vision => {
-            SliceDevice::Vision(Arc::new(TtnnVision::load(chip, sizes, slice.layers, numerics)?))
+            SliceDevice::Vision(Arc::new(TtnnVision::load(chip, sizes, slice.layers, numerics, request)?))
         }
         StageKind::Prefix => {
-            SliceDevice::Prefix(Arc::new(TtnnPrefix::load(chip, sizes, slice.layers, numerics)?))
+            SliceDevice::Prefix(Arc::new(TtnnPrefix::load(chip, sizes, slice.layers, numerics, request)?))
         }
         StageKind::Expert => {
-            SliceDevice::Expert(Arc::new(TtnnExpert::load(chip, sizes, slice.layers, numerics)?))
+            SliceDevice::Expert(Arc::new(TtnnExpert::load(chip, sizes, slice.layers, numerics, request)?))
         }
     })
 }

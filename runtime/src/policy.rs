@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
+use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant};
 
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
@@ -199,13 +199,13 @@ impl Policy {
         numerics: Numerics,
         cuts: &Cuts,
     ) -> Result<Self, PolicyError> {
-        let chip = || Arc::clone(chip);
+        let (chip, request) = (|| Arc::clone(chip), RequestShape::of(sizes));
         Self::of_slices(
             sizes,
             cuts,
-            &|range| Ok(Arc::new(TtnnVision::load(chip(), sizes, range, numerics)?)),
-            &|range| Ok(Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics)?)),
-            &|range| Ok(Arc::new(TtnnExpert::load(chip(), sizes, range, numerics)?)),
+            &|range| Ok(Arc::new(TtnnVision::load(chip(), sizes, range, numerics, &request)?)),
+            &|range| Ok(Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics, &request)?)),
+            &|range| Ok(Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request)?)),
         )
     }
 

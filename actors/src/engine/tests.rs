@@ -15,7 +15,7 @@ use tensact_runtime::model::flow::Steps;
 use tensact_runtime::policy::{Cuts, Policy};
 use tensact_runtime::reference::read_inputs;
 use tensact_runtime::tensor_file::TensorFile;
-use tensact_topology::{DeviceKind, LayerRange, Preset, Slice, Split, StageKind, WeightDtype};
+use tensact_topology::{DeviceKind, LayerRange, Preset, RequestShape, Slice, Split, StageKind, WeightDtype};
 
 use super::*;
 use crate::devices::{Arithmetic, SliceDevice};
@@ -84,8 +84,12 @@ fn blueprint(golden: &Golden, pipelines: Vec<Pipeline>, max_requests: usize) -> 
     let placement = Placement { pipelines };
     let sizes = *golden.checkpoint.sizes();
     let board = Preset::LoudBoxBh.board();
-    let arithmetic =
-        Arithmetic::Host { checkpoint: &golden.checkpoint, board: &board, threads: NonZeroUsize::new(1) };
+    let arithmetic = Arithmetic::Host {
+        checkpoint: &golden.checkpoint,
+        board: &board,
+        request: RequestShape::of(&sizes),
+        threads: NonZeroUsize::new(1),
+    };
     let devices = Devices::load(&placement, &sizes, &arithmetic).unwrap();
     Blueprint {
         board: Arc::new(board),

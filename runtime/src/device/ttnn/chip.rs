@@ -32,6 +32,14 @@ pub enum ChipError {
         /// Values that it got.
         found: usize,
     },
+    /// A program gives nothing of this name.
+    #[error("program `{program}` has no output `{output}`")]
+    NoOutput {
+        /// The program.
+        program: String,
+        /// What was asked for.
+        output: String,
+    },
     /// The chip, or TT-NN, failed.
     #[error("chip {chip}, program `{program}`, {place}: {message}")]
     Failed {

@@ -10,6 +10,7 @@ use super::program::{
     Numerics, PrefixRows, Program, ProgramError, SocketId, StepShape, Wiring, expert_state, expert_step,
     prefix_embedding, prefix_layers, vision,
 };
+use super::slices::MOST_REQUESTS;
 
 /// Version of the file's format.
 const FORMAT: u32 = 1;
@@ -24,7 +25,7 @@ pub struct Export {
     ttnn: &'static str,
     board: String,
     arch: Arch,
-    /// Chips of the whole board; programs name them by their place in it.
+    /// Numbers of the board's chips, row by row; programs and sockets name chips by them.
     chips: Vec<ChipId>,
     /// Rows and columns of the board's mesh.
     mesh: (usize, usize),
@@ -261,16 +262,15 @@ impl Exporter<'_> {
         if pi0 {
             programs.push(expert_state(self.sizes, slice.layers, prefix, numerics, state)?);
         }
-        let shape = StepShape { requests: self.request.batch, prefix, steps: self.request.steps };
+        let requests = self.request.batch.clamp(1, MOST_REQUESTS);
+        let shape = StepShape { requests, prefix, steps: self.request.steps };
         programs.push(expert_step(self.sizes, slice.layers, shape, numerics, step)?);
         Ok(programs)
     }
 
-    /// Rows of the prefix, images and tokens in whole tiles.
+    /// Rows of the prefix.
     fn rows(&self) -> PrefixRows {
-        let patches = self.sizes.vision.patches().next_multiple_of(super::program::TILE);
-        let tokens = self.request.prompt_tokens.next_multiple_of(super::program::TILE);
-        PrefixRows::holding(self.request.cameras * patches + tokens)
+        PrefixRows::holding(self.request.prefix_tokens(self.sizes))
     }
 }
 

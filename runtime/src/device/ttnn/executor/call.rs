@@ -46,14 +46,12 @@ pub(super) fn call(mesh: &Mesh, program: &Program, call: &Call, slots: &mut [Slo
     Ok(())
 }
 
-/// A result as the program declares it: TT-NN drops leading dimensions and chooses memories of its own.
+/// A result as the program declares it: TT-NN drops leading dimensions.
 fn placed(result: Tensor, declared: TensorSpec) -> Result<Tensor, CallError> {
     let shape = declared.shape.map(|n| n as u32);
     let result = if result.shape() == shape { result } else { ops::reshape(&result, &shape)? };
-    let in_l1 = declared.memory == program::Memory::L1;
-    let result =
-        if result.is_in_l1() == in_l1 { result } else { ops::to_memory(&result, memory(declared.memory))? };
     let fits = result.shape() == shape
+        && result.is_in_l1() == (declared.memory == program::Memory::L1)
         && result.dtype() == dtype(declared.dtype)
         && result.layout() == layout(declared.layout);
     if fits {
@@ -116,12 +114,6 @@ fn compute(mesh: &Mesh, program: &Program, call: &Call, slots: &[Slot]) -> Resul
         }
         Op::Slice { x, begin, end } => {
             one(ops::slice(at(x)?, &begin.map(|n| n as u32), &end.map(|n| n as u32)))
-        }
-        Op::Typecast { x } => {
-            one(ops::typecast(at(x)?, declared.map_or(DataType::Bf16, |declared| dtype(declared.dtype))))
-        }
-        Op::ToMemory { x } => {
-            one(ops::to_memory(at(x)?, declared.map_or(Memory::Dram, |declared| memory(declared.memory))))
         }
         Op::Copy { from, into } => {
             ops::copy(at(from)?, at(into)?)?;

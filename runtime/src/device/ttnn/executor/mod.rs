@@ -16,8 +16,9 @@ use super::program::{Program, ValueId, check};
 use super::weights::Weights;
 use on_chip::{OnChip, ProgramId};
 
-/// DRAM of each chip that is set apart for the commands of traces. A segment is some twenty calls, and a call some kilobytes.
-const TRACE_BYTES: usize = 96 << 20;
+/// DRAM of each chip that is set apart for the commands of traces: a guess at what a chip's programs take. A segment for which
+/// there is no room runs call by call.
+const TRACE_BYTES: usize = 256 << 20;
 
 /// TT-NN reads from this variable which chips it should pretend to have.
 const MOCK: &str = "TT_METAL_MOCK_CLUSTER_DESC_PATH";
@@ -79,9 +80,10 @@ pub struct TtnnChip {
 
 type Job = Box<dyn FnOnce(&mut OnChip) + Send>;
 
-/// Whether TT-NN will pretend to have chips: then everything is checked and nothing computed, and results are zeros.
+/// The description of chips that TT-NN will pretend to have: then everything is checked and nothing computed, and results
+/// are zeros.
 pub fn mocked() -> Option<PathBuf> {
-    std::env::var_os(MOCK).map(PathBuf::from)
+    std::env::var_os(MOCK).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 impl TtnnChip {
@@ -160,7 +162,9 @@ impl TtnnChip {
                 chip: self.id.0,
                 program: program.into(),
                 place: "its thread".into(),
-                message: "the thread of this chip has ended: it panicked in an earlier call".into(),
+                message:
+                    "the thread of this chip has ended: it panicked in an earlier call; restart the server"
+                        .into(),
             })
         })
     }

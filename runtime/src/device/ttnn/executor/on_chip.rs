@@ -67,7 +67,7 @@ pub(super) fn answers(mesh: &Mesh) -> ttnn_sys::Result<bool> {
 
 impl OnChip {
     pub(super) fn new(chip: ChipId, mesh: Mesh, weights: Arc<Weights>) -> Self {
-        let slow = std::env::var_os("TT_METAL_SLOW_DISPATCH_MODE").is_some();
+        let slow = std::env::var_os("TT_METAL_SLOW_DISPATCH_MODE").is_some_and(|value| !value.is_empty());
         Self {
             chip,
             mesh,
@@ -84,9 +84,7 @@ impl OnChip {
     pub(super) fn load(&mut self, program: &Arc<Program>) -> Result<ProgramId, ChipError> {
         // A replay writes where its own passing tensors lay, which TT-NN gives away again: nothing that stays may be
         // allocated while a trace is there. They are captured anew when they are next run.
-        for loaded in self.programs.values_mut() {
-            loaded.traces.iter_mut().for_each(|trace| *trace = None);
-        }
+        self.drop_traces();
         let freed: BTreeSet<ValueId> = program.calls().flat_map(|call| call.frees.iter().copied()).collect();
         let mut slots = Vec::with_capacity(program.values.len());
         for (id, value) in program.ids() {
@@ -135,30 +133,46 @@ impl OnChip {
         self.with(id, value, Tensor::to_f32)
     }
 
-    /// Replays the segment's trace; captures it first where there is none, or runs call by call where there can be none.
+    /// Replays the segment's trace, which is captured when it runs for the first time; runs call by call where there can be
+    /// none.
     pub(super) fn run(&mut self, id: ProgramId, segment: usize) -> Result<(), ChipError> {
+        let Some(loaded) = self.programs.get(&id) else { return Err(self.unknown(id)) };
+        let untraced = loaded.traces.get(segment).is_some_and(Option::is_none);
+        if self.traced && untraced && self.capture(id, segment)?.is_none() {
+            // The room for traces is full: those that are there can be captured again when they are needed.
+            self.drop_traces();
+            if self.capture(id, segment)?.is_none() {
+                self.traced = false;
+            }
+        }
         let (chip, mesh) = (self.chip, self.mesh.clone());
         let Some(loaded) = self.programs.get_mut(&id) else { return Err(self.unknown(id)) };
-        if !self.traced {
-            return run_calls(chip, &mesh, loaded, segment);
-        }
-        let program = Arc::clone(&loaded.program);
-        let failed =
-            |error: &ttnn_sys::Error| self::failed(chip, &program, &format!("segment {segment}"), error);
-        if loaded.traces.get(segment).is_some_and(Option::is_none) {
-            let mut refused = None;
-            let captured = Trace::capture(&mesh, || {
-                refused = run_calls(chip, &mesh, loaded, segment).err();
-                Ok(())
-            });
-            if let Some(refused) = refused {
-                return Err(refused);
-            }
-            loaded.traces[segment] = Some(captured.map_err(|error| failed(&error))?.0);
-        }
         match loaded.traces.get(segment) {
-            Some(Some(trace)) => trace.execute(false).map_err(|error| failed(&error)),
-            _ => Err(self.unknown(id)),
+            Some(Some(trace)) => trace
+                .execute(false)
+                .map_err(|error| failed(chip, &loaded.program, &format!("segment {segment}"), &error)),
+            _ => run_calls(chip, &mesh, loaded, segment),
+        }
+    }
+
+    /// Captures a segment; nothing when TT-NN has no room for it.
+    fn capture(&mut self, id: ProgramId, segment: usize) -> Result<Option<()>, ChipError> {
+        let (chip, mesh) = (self.chip, self.mesh.clone());
+        let Some(loaded) = self.programs.get_mut(&id) else { return Err(self.unknown(id)) };
+        let mut refused = None;
+        let captured = Trace::capture(&mesh, || {
+            refused = run_calls(chip, &mesh, loaded, segment).err();
+            Ok(())
+        });
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        Ok(captured.ok().map(|(trace, ())| loaded.traces[segment] = Some(trace)))
+    }
+
+    fn drop_traces(&mut self) {
+        for loaded in self.programs.values_mut() {
+            loaded.traces.iter_mut().for_each(|trace| *trace = None);
         }
     }
 

@@ -6,8 +6,8 @@ use tensact_topology::{Fidelity, WeightDtype};
 
 use super::op::{Activation, Compute, Op, SocketId, ValueId};
 use super::recipe::Recipe;
-use super::results::{Wanted, results};
-use super::spec::{Dtype, Memory, TensorSpec};
+use super::results::results;
+use super::spec::{Dtype, TensorSpec};
 use super::{Call, Origin, Program, ProgramError, Refusal, Segment, Value};
 
 /// In which types a program computes.
@@ -17,23 +17,12 @@ pub struct Numerics {
     pub weights: Dtype,
     /// How exactly these products are computed.
     pub products: Compute,
-    /// Where linear layers put their results, and with them what follows.
-    pub activations: Memory,
 }
 
 impl Numerics {
     /// As a deployment names weights; the passes are those that the cost model reckons with.
     pub fn of(weights: WeightDtype) -> Self {
-        Self {
-            weights: weights.into(),
-            products: Compute::product(Fidelity::of(weights)),
-            activations: Memory::Dram,
-        }
-    }
-
-    /// The same with activations in this memory.
-    pub fn with_activations_in(self, activations: Memory) -> Self {
-        Self { activations, ..self }
+        Self { weights: weights.into(), products: Compute::product(Fidelity::of(weights)) }
     }
 }
 
@@ -146,8 +135,7 @@ impl Builder {
 
     /// Adds a call with results of this dtype.
     pub fn call(&mut self, op: Op, dtype: Dtype) -> Result<Vec<ValueId>, ProgramError> {
-        let wanted = Wanted { dtype, memory: self.numerics.activations };
-        match results(&op, &|id| self.spec(id), wanted) {
+        match results(&op, &|id| self.spec(id), dtype) {
             Ok(specs) => Ok(self.push(op, specs)),
             Err(refusal) => Err(self.refused(&op, refusal)),
         }

@@ -2,21 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use super::results::{Wanted, results};
-use super::spec::{Dtype, Memory};
+use super::results::results;
+use super::spec::Dtype;
 use super::{Call, Op, Origin, Program, ProgramError, Refusal, Segment, ValueId};
 
-/// Bytes that a program takes at most at a time.
+/// Bytes of DRAM that a program takes at most at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Footprint {
     /// Weights.
     pub weights: usize,
     /// What the host, other chips and other segments write and read.
     pub kept: usize,
-    /// Intermediate tensors in DRAM.
-    pub dram: usize,
-    /// Intermediate tensors in L1, over all cores.
-    pub l1: usize,
+    /// Intermediate tensors.
+    pub passing: usize,
 }
 
 /// Whether every call reads what is there, gives what it declares, and nothing that was freed is used.
@@ -57,11 +55,8 @@ fn check_call(program: &Program, there: &BTreeSet<ValueId>, call: &Call) -> Resu
         }
     }
     let declared: Vec<_> = call.out.iter().map(|id| program.value(*id).spec).collect();
-    let wanted = match declared.first() {
-        Some(first) => Wanted { dtype: first.dtype, memory: first.memory },
-        None => Wanted { dtype: Dtype::Bf16, memory: Memory::Dram },
-    };
-    let given = results(&call.op, &|id| program.value(id).spec, wanted)?;
+    let dtype = declared.first().map_or(Dtype::Bf16, |first| first.dtype);
+    let given = results(&call.op, &|id| program.value(id).spec, dtype)?;
     if given == declared {
         return Ok(());
     }
@@ -82,25 +77,19 @@ pub fn footprint(program: &Program) -> Footprint {
         }
     }
     for segment in &program.segments {
-        let [dram, l1] = peak(program, segment, &freed);
-        footprint.dram = footprint.dram.max(dram);
-        footprint.l1 = footprint.l1.max(l1);
+        footprint.passing = footprint.passing.max(peak(program, segment, &freed));
     }
     footprint
 }
 
-/// Most bytes of tensors local to a segment, in DRAM and in L1.
-fn peak(program: &Program, segment: &Segment, freed: &BTreeSet<ValueId>) -> [usize; 2] {
-    let (mut now, mut most) = ([0; 2], [0; 2]);
-    let place = |id: &ValueId| usize::from(program.value(*id).spec.memory == Memory::L1);
+/// Most bytes of tensors local to a segment.
+fn peak(program: &Program, segment: &Segment, freed: &BTreeSet<ValueId>) -> usize {
+    let (mut now, mut most) = (0, 0);
+    let bytes = |id: &ValueId| program.value(*id).spec.bytes();
     for Call { out, frees, .. } in &segment.calls {
-        for id in out.iter().filter(|id| freed.contains(id)) {
-            now[place(id)] += program.value(*id).spec.bytes();
-        }
-        most = [most[0].max(now[0]), most[1].max(now[1])];
-        for id in frees {
-            now[place(id)] -= program.value(*id).spec.bytes();
-        }
+        now += out.iter().filter(|id| freed.contains(id)).map(bytes).sum::<usize>();
+        most = most.max(now);
+        now -= frees.iter().map(bytes).sum::<usize>();
     }
     most
 }

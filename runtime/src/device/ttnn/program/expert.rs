@@ -8,7 +8,7 @@ use super::op::{Activation, Compute, Op, ValueId};
 use super::prefix::cache_spec;
 use super::recipe::{Part, Recipe, Spread};
 use super::shape::{HeadLayout, PrefixRows, StepShape, tile_rows};
-use super::spec::{Dtype, Memory, TILE, TensorSpec};
+use super::spec::{Dtype, TILE, TensorSpec};
 use super::{Program, ProgramError};
 use crate::checkpoint::names::EXPERT;
 
@@ -34,7 +34,7 @@ pub fn expert_state(
     let expert = &sizes.expert;
     let rows = prefix.count();
     let name = format!("state {layers}, {rows} rows");
-    let mut b = Builder::new(name, numerics.with_activations_in(Memory::L1), wiring);
+    let mut b = Builder::new(name, numerics, wiring);
     b.segment("begin");
     let mut hidden = if layers.start() == 0 {
         let state = TensorSpec::tiles([1, 1, TILE, sizes.state_dim], Dtype::F32);
@@ -97,8 +97,7 @@ pub fn expert_step(
 ) -> Result<Program, ProgramError> {
     let StepShape { requests, prefix, steps } = shape;
     let name = format!("step {layers}, {requests} requests, {} rows, {steps} steps", prefix.count());
-    // A few rows: they stay in the cores from call to call.
-    let mut b = Builder::new(name, numerics.with_activations_in(Memory::L1), wiring);
+    let mut b = Builder::new(name, numerics, wiring);
     let step = Denoising { sizes, shape, rows: tile_rows(sizes.horizon) };
     step.build(&mut b, layers)?;
     Ok(b.finish())

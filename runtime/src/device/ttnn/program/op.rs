@@ -187,16 +187,6 @@ pub enum Op {
         /// Behind the last index of each dimension.
         end: [usize; 4],
     },
-    /// To another dtype.
-    Typecast {
-        /// What is converted.
-        x: ValueId,
-    },
-    /// To another memory.
-    ToMemory {
-        /// What is moved.
-        x: ValueId,
-    },
     /// Into a tensor that stays where it is.
     Copy {
         /// What is read.
@@ -238,8 +228,6 @@ impl Op {
             Op::Attention { .. } => "attention",
             Op::Concat { .. } => "concat",
             Op::Slice { .. } => "slice",
-            Op::Typecast { .. } => "typecast",
-            Op::ToMemory { .. } => "to_memory",
             Op::Copy { .. } => "copy",
             Op::Send { .. } => "send",
             Op::Receive { .. } => "receive",
@@ -261,9 +249,7 @@ impl Op {
             | Op::Activate { x, .. }
             | Op::SplitHeads { x, .. }
             | Op::ConcatHeads { x }
-            | Op::Slice { x, .. }
-            | Op::Typecast { x }
-            | Op::ToMemory { x } => vec![*x],
+            | Op::Slice { x, .. } => vec![*x],
             Op::Copy { from, .. } => vec![*from],
             Op::Send { value, .. } => vec![*value],
             Op::Receive { .. } => Vec::new(),

@@ -4,31 +4,16 @@ use super::Refusal;
 use super::op::{Op, ValueId};
 use super::spec::{Dtype, Layout, Memory, TILE, TensorSpec};
 
-/// Dtype and place that a caller wants results in; shapes follow from the operation. Only linear layers and moves let the
-/// caller choose a place.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
-    pub(super) dtype: Dtype,
-    pub(super) memory: Memory,
-}
-
-/// The results of a call.
+/// The results of a call, in the dtype that the caller wants; shapes follow from the operation.
 pub(super) fn results(
     op: &Op,
     spec: &dyn Fn(ValueId) -> TensorSpec,
-    wanted: Wanted,
+    dtype: Dtype,
 ) -> Result<Vec<TensorSpec>, Refusal> {
-    let memory = place(op, spec, wanted.memory);
-    let made =
-        |shape: [usize; 4]| Ok(vec![TensorSpec { shape, dtype: wanted.dtype, layout: Layout::Tile, memory }]);
+    let made = |shape| Ok(vec![TensorSpec::tiles(shape, dtype)]);
     if keeps_dtype(op) {
         let first = spec(op.reads()[0]);
-        require(
-            first.dtype == wanted.dtype,
-            "its result",
-            format!("{}, as what it reads", first.dtype),
-            wanted.dtype,
-        )?;
+        require(first.dtype == dtype, "its result", format!("{}, as what it reads", first.dtype), dtype)?;
     }
     match op {
         Op::Linear { x, weight, bias, .. } => {
@@ -56,9 +41,7 @@ pub(super) fn results(
             require(fits, "b", format!("{:?}, or 1 where it is repeated", a.shape), b)?;
             made(a.shape)
         }
-        Op::MultiplyScalar { x, .. } | Op::Activate { x, .. } | Op::Typecast { x } | Op::ToMemory { x } => {
-            made(floats("x", spec(*x))?.shape)
-        }
+        Op::MultiplyScalar { x, .. } | Op::Activate { x, .. } => made(floats("x", spec(*x))?.shape),
         Op::Embedding { ids, table } => {
             let (ids, table) = (spec(*ids), spec(*table));
             let is_row =
@@ -158,15 +141,6 @@ pub(super) fn results(
     }
 }
 
-/// Where TT-NN puts results: what joins, looks up or attends gives them in DRAM, all else where its first argument lies.
-fn place(op: &Op, spec: &dyn Fn(ValueId) -> TensorSpec, wanted: Memory) -> Memory {
-    match op {
-        Op::Linear { .. } | Op::ToMemory { .. } => wanted,
-        Op::Embedding { .. } | Op::Attention { .. } | Op::Concat { .. } => Memory::Dram,
-        _ => op.reads().first().map_or(Memory::Dram, |first| spec(*first).memory),
-    }
-}
-
 /// Whether TT-NN gives results of the dtype of the first argument, and takes no other.
 fn keeps_dtype(op: &Op) -> bool {
     matches!(
@@ -179,7 +153,6 @@ fn keeps_dtype(op: &Op) -> bool {
             | Op::Attention { .. }
             | Op::Concat { .. }
             | Op::Slice { .. }
-            | Op::ToMemory { .. }
             | Op::Activate { .. }
     )
 }

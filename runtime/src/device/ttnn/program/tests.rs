@@ -36,15 +36,9 @@ fn programs_of_the_base_policies_hold_together() {
     for variant in [Variant::Pi0, Variant::Pi05] {
         for program in base(variant, WeightDtype::Bfp8B) {
             check(&program).unwrap();
-            let Footprint { weights, kept, dram, l1 } = footprint(&program);
-            assert!(
-                weights + kept + dram < 4 << 30,
-                "{}: {} MB in DRAM",
-                program.name,
-                (weights + kept + dram) >> 20
-            );
-            // Wormhole's 56 cores, of which circular buffers take most.
-            assert!(l1 / 56 < 200_000, "{}: {} bytes of L1 a core", program.name, l1 / 56);
+            let Footprint { weights, kept, passing } = footprint(&program);
+            let bytes = weights + kept + passing;
+            assert!(bytes < 4 << 30, "{}: {} MB in DRAM", program.name, bytes >> 20);
         }
     }
 }

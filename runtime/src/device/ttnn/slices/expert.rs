@@ -1,8 +1,9 @@
 //! Blocks of the action expert on a chip.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
+use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant};
 
 use super::first_step::Following;
 use super::pool::{Lease, Pool};
@@ -20,7 +21,7 @@ use crate::model::{ContentId, KeyValue, KvCache};
 const STAGE: StageKind = StageKind::Expert;
 
 /// Requests in one pass: each has a place for its keys and values in the program.
-const MOST_REQUESTS: usize = 8;
+pub(in crate::device::ttnn) const MOST_REQUESTS: usize = 8;
 
 /// Whose keys and values lie in the places of a program.
 pub(super) type Held = Vec<Option<ContentId>>;
@@ -38,7 +39,8 @@ pub struct TtnnExpert {
 }
 
 impl TtnnExpert {
-    /// A slice on a chip that has the weights of a checkpoint of these sizes.
+    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape, one at a
+    /// time and as many together as it says.
     ///
     /// # Errors
     /// When the expert has no such blocks, or the chip cannot load them.
@@ -47,6 +49,7 @@ impl TtnnExpert {
         sizes: &ModelSizes,
         layers: LayerRange,
         numerics: Numerics,
+        request: &RequestShape,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.expert.layers, layers)?;
         let slice = Self {
@@ -56,7 +59,13 @@ impl TtnnExpert {
             steps: Pool::new(Arc::clone(&chip)),
             states: Pool::new(chip),
         };
-        slice.lease_step(StepShape { requests: 1, prefix: PrefixRows::holding(1), steps: sizes.steps })?;
+        let prefix = PrefixRows::holding(request.prefix_tokens(sizes));
+        if sizes.variant == Variant::Pi0 {
+            slice.lease_state(prefix)?;
+        }
+        for requests in BTreeSet::from([1, request.batch.clamp(1, MOST_REQUESTS)]) {
+            slice.lease_step(StepShape { requests, prefix, steps: request.steps })?;
+        }
         Ok(slice)
     }
 
@@ -144,7 +153,9 @@ impl TtnnExpert {
     ) -> Result<(), ChipError> {
         let expert = &self.sizes.expert;
         let prefix = lease.program.program().input(&format!("keys {layer} of {place}"));
-        let rows = prefix.map_or(0, |id| lease.program.program().value(id).spec.shape[2]);
+        // The last block of a slice of the state has no keys to read, every block of a step has.
+        let Some(prefix) = prefix else { return Ok(()) };
+        let rows = lease.program.program().value(prefix).spec.shape[2];
         let split = (entry.tokens() - self.state_tokens()) * expert.kv_width();
         for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
             let (prefix, state) = part.data().split_at(split);

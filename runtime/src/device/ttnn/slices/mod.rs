@@ -9,6 +9,7 @@ mod rows;
 mod state;
 mod vision;
 
+pub(super) use expert::MOST_REQUESTS;
 pub use expert::TtnnExpert;
 pub use prefix::TtnnPrefix;
 pub use vision::TtnnVision;

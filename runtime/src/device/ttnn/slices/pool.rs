@@ -40,7 +40,16 @@ impl<K: PartialEq + Copy, T: Default> Pool<K, T> {
         };
         let loaded = match known {
             Some(loaded) => loaded,
-            None => Loaded { program: Arc::clone(&self.chip).load(Arc::new(build()?))?, holds: T::default() },
+            None => {
+                let program = Arc::new(build()?);
+                let loaded = Arc::clone(&self.chip).load(Arc::clone(&program)).or_else(|_| {
+                    // The chip may be full of what others of this slice no longer use.
+                    let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+                    drop(idle);
+                    Arc::clone(&self.chip).load(program)
+                })?;
+                Loaded { program: loaded, holds: T::default() }
+            }
         };
         Ok(Lease { pool: Arc::clone(self), key, loaded: Some(loaded) })
     }
@@ -54,13 +63,13 @@ pub(super) struct Lease<K: PartialEq + Copy, T: Default> {
 }
 
 impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
-    /// Runs the segment of this name, if the program has it.
+    /// Runs the segment of this name; programs of some slices lack what others have before or behind their layers.
     pub(super) fn run(&mut self, segment: &str) -> Result<(), ChipError> {
         let found = self.program.program().segments.iter().position(|s| s.name == segment);
         found.map_or(Ok(()), |index| self.program.run(index))
     }
 
-    /// Writes an input by name, if the program has it.
+    /// Writes an input by name; the last block of a stage lacks some that others have.
     pub(super) fn write(&mut self, input: &str, values: &[f32]) -> Result<(), ChipError> {
         let found = self.program.program().input(input);
         found.map_or(Ok(()), |id| self.program.write(id, values))
@@ -72,11 +81,14 @@ impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
         found.map_or(Ok(()), |id| self.program.write_numbers(id, numbers))
     }
 
-    /// An output by name, which some segment gives.
+    /// An output by name.
     pub(super) fn read(&mut self, output: &str) -> Result<Vec<f32>, ChipError> {
-        let mut outputs = self.program.program().segments.iter().flat_map(|segment| &segment.outputs);
-        let found = outputs.find(|(name, _)| name == output).map(|(_, id)| *id);
-        found.map_or(Ok(Vec::new()), |id| self.program.read(id))
+        let program = Arc::clone(self.program.program());
+        let mut outputs = program.segments.iter().flat_map(|segment| &segment.outputs);
+        match outputs.find(|(name, _)| name == output) {
+            Some((_, id)) => self.program.read(*id),
+            None => Err(ChipError::NoOutput { program: program.name.clone(), output: output.into() }),
+        }
     }
 }
 
@@ -99,8 +111,9 @@ impl<K: PartialEq + Copy, T: Default> Drop for Lease<K, T> {
         let Some(loaded) = self.loaded.take() else { return };
         let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push((self.key, loaded));
-        if idle.len() > KEPT {
-            idle.remove(0);
-        }
+        let oldest = (idle.len() > KEPT).then(|| idle.remove(0));
+        // Unloading waits for the chip: others need not wait with it.
+        drop(idle);
+        drop(oldest);
     }
 }

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use tensact_topology::{LayerRange, ModelSizes, StageKind};
+use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind};
 
 use super::pool::{Lease, Pool};
 use super::rows::{from_heads, mask_row, spread_rows};
 use crate::Tensor;
 use crate::device::host::of_shape;
 use crate::device::ttnn::Chip;
-use crate::device::ttnn::program::{
-    Numerics, PrefixRows, Program, ProgramError, TILE, Wiring, prefix_embedding, prefix_layers,
-};
+use crate::device::ttnn::program::{Numerics, PrefixRows, TILE, Wiring, prefix_embedding, prefix_layers};
 use crate::device::{PrefixInput, PrefixPass, PrefixStage, SliceError};
 use crate::model::{KeyValue, Sequences};
 
@@ -22,20 +20,20 @@ pub struct TtnnPrefix {
     sizes: ModelSizes,
     layers: LayerRange,
     numerics: Numerics,
-    programs: Arc<Pool<Shape>>,
+    embeddings: Arc<Pool<Parts>>,
+    layers_over: Arc<Pool<PrefixRows>>,
 }
 
-/// What a program of this slice is for.
+/// What a prefix is assembled of: so many images of so many patches each, and so many tokens in whole tiles.
 #[derive(Clone, Copy, PartialEq)]
-enum Shape {
-    /// Assembling so many images of so many patches each, and so many tokens.
-    Embedding { images: usize, patches: usize, tokens: usize },
-    /// The blocks over so many rows.
-    Layers(PrefixRows),
+struct Parts {
+    images: usize,
+    patches: usize,
+    tokens: usize,
 }
 
 impl TtnnPrefix {
-    /// A slice on a chip that has the weights of a checkpoint of these sizes.
+    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape.
     ///
     /// # Errors
     /// When the VLM has no such blocks, or the chip cannot load them.
@@ -44,26 +42,29 @@ impl TtnnPrefix {
         sizes: &ModelSizes,
         layers: LayerRange,
         numerics: Numerics,
+        request: &RequestShape,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.vlm.layers, layers)?;
-        let slice = Self { sizes: *sizes, layers, numerics, programs: Pool::new(chip) };
-        slice.lease(Shape::Layers(PrefixRows::holding(1)))?;
+        let (embeddings, layers_over) = (Pool::new(Arc::clone(&chip)), Pool::new(chip));
+        let slice = Self { sizes: *sizes, layers, numerics, embeddings, layers_over };
+        if layers.start() == 0 {
+            let (patches, tokens) = (sizes.vision.patches(), request.prompt_tokens.next_multiple_of(TILE));
+            slice.lease_embedding(Parts { images: request.cameras, patches, tokens })?;
+        }
+        slice.lease_layers(PrefixRows::holding(request.prefix_tokens(sizes)))?;
         Ok(slice)
     }
 
-    fn lease(&self, shape: Shape) -> Result<Lease<Shape, ()>, SliceError> {
-        Ok(self.programs.lease(shape, || self.build(shape))?)
+    fn lease_embedding(&self, parts: Parts) -> Result<Lease<Parts, ()>, SliceError> {
+        let Parts { images, patches, tokens } = parts;
+        let build =
+            || prefix_embedding(&self.sizes, images, patches, tokens, self.numerics, Wiring::default());
+        Ok(self.embeddings.lease(parts, build)?)
     }
 
-    fn build(&self, shape: Shape) -> Result<Program, ProgramError> {
-        match shape {
-            Shape::Embedding { images, patches, tokens } => {
-                prefix_embedding(&self.sizes, images, patches, tokens, self.numerics, Wiring::default())
-            }
-            Shape::Layers(rows) => {
-                prefix_layers(&self.sizes, self.layers, rows, self.numerics, Wiring::default())
-            }
-        }
+    fn lease_layers(&self, rows: PrefixRows) -> Result<Lease<PrefixRows, ()>, SliceError> {
+        let build = || prefix_layers(&self.sizes, self.layers, rows, self.numerics, Wiring::default());
+        Ok(self.layers_over.lease(rows, build)?)
     }
 
     /// The hidden states of one prefix, `[tokens, width]`.
@@ -74,7 +75,7 @@ impl TtnnPrefix {
             return Err(SliceError::NoSuchToken { token, vocab: self.sizes.vocab });
         }
         let (images, tokens) = (input.images.len(), input.tokens.len().next_multiple_of(TILE));
-        let mut lease = self.lease(Shape::Embedding { images, patches, tokens })?;
+        let mut lease = self.lease_embedding(Parts { images, patches, tokens })?;
         let padded = patches.next_multiple_of(TILE);
         for (camera, image) in input.images.iter().enumerate() {
             lease.write(&format!("image {camera}"), &spread_rows(&[image.data()], width, padded))?;
@@ -149,7 +150,7 @@ impl PrefixStage for TtnnPrefix {
 /// One prefix on its way through the slice, in a program of its own: attention of one takes nothing from another.
 struct Sequence {
     tokens: usize,
-    lease: Lease<Shape, ()>,
+    lease: Lease<PrefixRows, ()>,
     /// A layer of which only keys and values were computed so far.
     open: Option<usize>,
 }
@@ -158,7 +159,7 @@ impl Sequence {
     fn begin(slice: &TtnnPrefix, hidden: &Tensor) -> Result<Self, SliceError> {
         let tokens = hidden.rows();
         let rows = PrefixRows::holding(tokens);
-        let mut lease = slice.lease(Shape::Layers(rows))?;
+        let mut lease = slice.lease_layers(rows)?;
         lease.write("hidden", &spread_rows(&[hidden.data()], hidden.width(), rows.count()))?;
         let positions: Vec<u32> = (0..rows.count() as u32).collect();
         lease.write_numbers("positions", &positions)?;

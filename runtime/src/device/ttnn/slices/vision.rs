@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensact_topology::{LayerRange, ModelSizes, StageKind, VisionSizes};
+use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, VisionSizes};
 
 use super::pool::Pool;
 use super::rows::{spread_rows, widened};
@@ -34,7 +34,7 @@ struct Images {
 }
 
 impl TtnnVision {
-    /// A slice on a chip that has the weights of a checkpoint of these sizes.
+    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape.
     ///
     /// # Errors
     /// When the tower has no such blocks, or the chip cannot load them.
@@ -43,6 +43,7 @@ impl TtnnVision {
         sizes: &ModelSizes,
         layers: LayerRange,
         numerics: Numerics,
+        request: &RequestShape,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.vision.layers, layers)?;
         let slice = Self {
@@ -52,7 +53,8 @@ impl TtnnVision {
             numerics,
             programs: Pool::new(chip),
         };
-        slice.lease(Images { count: 1, grid: sizes.vision.image / sizes.vision.patch })?;
+        let (count, grid) = (request.cameras.min(MOST_IMAGES), sizes.vision.image / sizes.vision.patch);
+        slice.lease(Images { count, grid })?;
         Ok(slice)
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tensact_topology::{LayerRange, Variant, WeightDtype};
+use tensact_topology::{LayerRange, RequestShape, Variant, WeightDtype};
 
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
@@ -48,14 +48,16 @@ fn actions(checkpoint: &Checkpoint, sample: &Sample, weights: WeightDtype, cache
     let (chip, numerics, sizes) =
         (Interpreter::with_weights(cached), Numerics::of(weights), checkpoint.sizes());
     let all = |layers| LayerRange::new(0, layers).unwrap();
+    let request = RequestShape::of(sizes);
     let mut since = Instant::now();
     let mut passed = |what: &str| {
         println!("{weights:?} {what}: {:.1?}", since.elapsed());
         since = Instant::now();
     };
-    let vision = TtnnVision::load(chip.clone(), sizes, all(sizes.vision.layers), numerics).unwrap();
-    let prefix = Arc::new(TtnnPrefix::load(chip.clone(), sizes, all(sizes.vlm.layers), numerics).unwrap());
-    let expert = TtnnExpert::load(chip, sizes, all(sizes.expert.layers), numerics).unwrap();
+    let vision = TtnnVision::load(chip.clone(), sizes, all(sizes.vision.layers), numerics, &request).unwrap();
+    let prefix =
+        Arc::new(TtnnPrefix::load(chip.clone(), sizes, all(sizes.vlm.layers), numerics, &request).unwrap());
+    let expert = TtnnExpert::load(chip, sizes, all(sizes.expert.layers), numerics, &request).unwrap();
     passed("load");
     let images: Vec<&Tensor> = sample.input.images.iter().flatten().collect();
     let images = vision.run(&images).unwrap();
