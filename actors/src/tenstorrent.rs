@@ -1,6 +1,7 @@
 //! Slices on the chips of a Tenstorrent board.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use tensact_runtime::device::SliceError;
@@ -43,9 +44,8 @@ pub(crate) fn on_ttnn(
     let mut devices = BTreeMap::new();
     for slice in slices {
         for chip in &slice.chips {
-            let key = Key::of(slice, *chip);
-            if !devices.contains_key(&key) {
-                devices.insert(key, load(&chips[chip], checkpoint.sizes(), slice, request)?);
+            if let Entry::Vacant(place) = devices.entry(Key::of(slice, *chip)) {
+                place.insert(load(&chips[chip], checkpoint.sizes(), slice, request)?);
             }
         }
     }

@@ -28,8 +28,8 @@
 //!
 //! # Threads
 //!
-//! Meshes, tensors and traces may be sent and shared; events and the ends of sockets may be sent. One mesh does one thing at a time: calls of several
-//! threads take turns. Different submeshes work side by side, so a program that wants to use all chips gives each submesh a
+//! Meshes, tensors and traces may be sent and shared; events and the ends of sockets may be sent. One mesh does one
+//! thing at a time: calls of several threads take turns. Different submeshes work side by side, so a program that wants to use all chips gives each submesh a
 //! thread. The exception is `query_op_constraints`, which stops everything else in the process.
 //!
 //! # Without a chip
@@ -37,7 +37,8 @@
 //! With `TT_METAL_MOCK_CLUSTER_DESC_PATH` set to a cluster descriptor (and `TT_METAL_SLOW_DISPATCH_MODE=1`), TT-NN opens
 //! *mock* chips: it checks every argument, plans every program and allocates all memory, and computes nothing. What is
 //! read back is zeros. This crate's tests run there. What they cannot prove, and only a chip can: that numbers are right,
-//! that kernels compile, traces, sockets over a fabric, dispatch from the chip itself, events that have to be waited for, and any time.
+//! that kernels compile, traces, sockets over a fabric, dispatch from the chip itself, events that have to be waited for,
+//! and any time.
 #![cfg_attr(
     feature = "ttnn",
     doc = r#"

@@ -16,8 +16,8 @@ use super::program::{Program, ValueId, check};
 use super::weights::Weights;
 use on_chip::{OnChip, ProgramId};
 
-/// DRAM of each chip that is set apart for the commands of traces: a guess at what a chip's programs take. A segment for which
-/// there is no room runs call by call.
+/// DRAM of each chip that is set apart for the commands of traces: a guess at what a chip's programs take. A segment for
+/// which there is no room runs call by call.
 const TRACE_BYTES: usize = 256 << 20;
 
 /// TT-NN reads from this variable which chips it should pretend to have.

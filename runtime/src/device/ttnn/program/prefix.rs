@@ -57,8 +57,8 @@ pub fn prefix_embedding(
 
 /// Some blocks over a prefix: `hidden` `[1, 1, rows, width]`, `positions` of its rows, and `keys that count`
 /// `[1, 1, 1, rows]`, to `hidden` for the next slice and, after segment `layer 3`, `keys 3` and `values 3`
-/// `[1, kv_heads, rows, head]`; `rest of layer 3` computes what only the next layer needs. Nothing reads what the VLM's last block would add to hidden states, so it computes keys
-/// and values only.
+/// `[1, kv_heads, rows, head]`; `rest of layer 3` computes what only the next layer
+/// needs. Nothing reads what the VLM's last block would add to hidden states, so it computes keys and values only.
 ///
 /// # Errors
 /// When a call would be refused.
