@@ -114,3 +114,44 @@ fn what_cannot_be_is_refused_with_a_place_and_advice() {
         }
     }
 }
+
+/// What leaves on a socket arrives there, in the same order, for every chip of a deployment that cuts all stages.
+#[test]
+fn the_calls_of_a_deployment_are_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = root().join("tests/ttnn-mock/four_chips.toml");
+    answer(folder.path(), &format!("ttnn export {} --out calls.json", file.display()));
+    let text = std::fs::read_to_string(folder.path().join("calls.json")).unwrap();
+    let export: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((export["format"].as_u64(), export["ttnn"].as_str()), (Some(1), Some("0.69")));
+    let programs = export["programs"].as_array().unwrap();
+    let calls = |program: &Value| -> Vec<Value> {
+        let segments = program["segments"].as_array().unwrap().iter();
+        segments.flat_map(|segment| segment["calls"].as_array().unwrap().clone()).collect()
+    };
+    let carried = |socket: &Value, chip: &Value, op: &str, argument: &str| -> Vec<Value> {
+        let here = programs.iter().filter(|program| &program["chip"] == chip);
+        let tensors = here.flat_map(|program| {
+            let calls = calls(program).into_iter();
+            let own = calls.filter(|call| call["op"] == op && call["socket"] == socket["id"]);
+            let shape =
+                |call: Value| program["values"][call[argument].as_u64().unwrap() as usize]["shape"].clone();
+            own.map(shape).collect::<Vec<_>>()
+        });
+        tensors.collect()
+    };
+    let sockets = export["sockets"].as_array().unwrap();
+    assert!(sockets.len() >= 4, "{sockets:?}");
+    for socket in sockets {
+        let sent = carried(socket, &socket["from_chip"], "send", "value");
+        let received = carried(socket, &socket["to_chip"], "receive", "into");
+        assert!(!sent.is_empty(), "nothing uses {socket}");
+        assert_eq!(sent, received, "{socket}");
+    }
+    let split = "board = \"t3000\"\ncheckpoint = \"pi05_base\"\n[[pipeline]]\n[[pipeline.stage]]\nkind = \"vision\"\n\
+                 chips = [0]\n[[pipeline.stage]]\nkind = \"prefix\"\nchips = [0, 1]\nsplit = \"tensor\"\n\
+                 [[pipeline.stage]]\nkind = \"expert\"\nchips = [1]\n";
+    std::fs::write(folder.path().join("split.toml"), split).unwrap();
+    let refused = refusal(folder.path(), "ttnn export split.toml");
+    assert!(refused.contains("there are no TT-NN programs"), "{refused}");
+}

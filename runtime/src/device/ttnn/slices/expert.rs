@@ -74,6 +74,13 @@ impl TtnnExpert {
         Ok(self.steps.lease(shape, build)?)
     }
 
+    /// A step's program that holds the keys and values of one of these requests, if there is such a one.
+    fn lease_step_for(&self, shape: StepShape, inputs: &[&StepInput<'_>]) -> Result<StepLease, SliceError> {
+        let build = || expert_step(&self.sizes, self.layers, shape, self.numerics, Wiring::default());
+        let holds = |held: &Held| inputs.iter().any(|input| held.contains(&Some(input.cache.content())));
+        Ok(self.steps.lease_holding(shape, holds, build)?)
+    }
+
     pub(super) fn lease_state(&self, rows: PrefixRows) -> Result<Lease<PrefixRows, ()>, SliceError> {
         let build = || expert_state(&self.sizes, self.layers, rows, self.numerics, Wiring::default());
         Ok(self.states.lease(rows, build)?)
@@ -98,7 +105,8 @@ impl TtnnExpert {
         let tokens = inputs.iter().map(|input| input.cache.tokens().saturating_sub(self.state_tokens()));
         let prefix = PrefixRows::holding(tokens.max().unwrap_or(0));
         let steps = inputs[0].step.of().count();
-        let mut lease = self.lease_step(StepShape { requests: inputs.len(), prefix, steps })?;
+        let shape = StepShape { requests: inputs.len(), prefix, steps };
+        let mut lease = self.lease_step_for(shape, inputs)?;
         let places = self.places(&mut lease, inputs)?;
         let by_place = |place: usize| {
             let request = places.iter().position(|at| *at == place).expect("every place has a request");

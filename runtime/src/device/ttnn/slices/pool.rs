@@ -33,9 +33,20 @@ impl<K: PartialEq + Copy, T: Default> Pool<K, T> {
         key: K,
         build: impl FnOnce() -> Result<Program, ProgramError>,
     ) -> Result<Lease<K, T>, ChipError> {
+        self.lease_holding(key, |_| false, build)
+    }
+
+    /// The same; of several that lie idle one that holds what is wanted.
+    pub(super) fn lease_holding(
+        self: &Arc<Self>,
+        key: K,
+        wanted: impl Fn(&T) -> bool,
+        build: impl FnOnce() -> Result<Program, ProgramError>,
+    ) -> Result<Lease<K, T>, ChipError> {
         let known = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = idle.iter().rposition(|(shape, _)| *shape == key);
+            let holding = idle.iter().rposition(|(shape, loaded)| *shape == key && wanted(&loaded.holds));
+            let at = holding.or_else(|| idle.iter().rposition(|(shape, _)| *shape == key));
             at.map(|at| idle.remove(at).1)
         };
         let loaded = match known {
@@ -115,5 +126,105 @@ impl<K: PartialEq + Copy, T: Default> Drop for Lease<K, T> {
         // Unloading waits for the chip: others need not wait with it.
         drop(idle);
         drop(oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tensact_topology::WeightDtype;
+
+    use super::*;
+    use crate::device::ttnn::program::{Builder, Numerics, ValueId, Wiring};
+
+    /// Counts what is loaded on it, and refuses while it is full.
+    #[derive(Default)]
+    struct Counting {
+        loads: AtomicUsize,
+        there: Arc<AtomicUsize>,
+    }
+
+    struct Empty {
+        program: Arc<Program>,
+        there: Arc<AtomicUsize>,
+    }
+
+    impl Chip for Counting {
+        fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
+            self.loads.fetch_add(1, Ordering::Relaxed);
+            if self.there.load(Ordering::Relaxed) > KEPT {
+                let (program, place) = (program.name.clone(), "its first run".into());
+                return Err(ChipError::Failed { chip: 0, program, place, message: "no room".into() });
+            }
+            self.there.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(Empty { program, there: Arc::clone(&self.there) }))
+        }
+    }
+
+    impl LoadedProgram for Empty {
+        fn program(&self) -> &Arc<Program> {
+            &self.program
+        }
+
+        fn write(&mut self, _: ValueId, _: &[f32]) -> Result<(), ChipError> {
+            Ok(())
+        }
+
+        fn write_numbers(&mut self, _: ValueId, _: &[u32]) -> Result<(), ChipError> {
+            Ok(())
+        }
+
+        fn run(&mut self, _: usize) -> Result<(), ChipError> {
+            Ok(())
+        }
+
+        fn read(&mut self, _: ValueId) -> Result<Vec<f32>, ChipError> {
+            Ok(Vec::new())
+        }
+    }
+
+    impl Drop for Empty {
+        fn drop(&mut self) {
+            self.there.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn program() -> Result<Program, ProgramError> {
+        Ok(Builder::new("nothing".into(), Numerics::of(WeightDtype::Bf16), Wiring::default()).finish())
+    }
+
+    fn lease(pool: &Arc<Pool<usize, usize>>, key: usize) -> Lease<usize, usize> {
+        pool.lease(key, program).unwrap()
+    }
+
+    #[test]
+    fn programs_used_last_are_kept_and_those_that_hold_what_is_wanted_come_first() {
+        let chip = Arc::new(Counting::default());
+        let pool: Arc<Pool<usize, usize>> = Pool::new(Arc::clone(&chip) as _);
+        let (mut one, mut other) = (lease(&pool, 0), lease(&pool, 0));
+        (one.holds, other.holds) = (7, 9);
+        drop((one, other));
+        assert_eq!(pool.lease_holding(0, |holds| *holds == 7, program).unwrap().holds, 7);
+        assert_eq!(pool.lease_holding(0, |holds| *holds == 9, program).unwrap().holds, 9);
+        assert_eq!(chip.loads.load(Ordering::Relaxed), 2);
+        (1..=KEPT).for_each(|key| drop(lease(&pool, key)));
+        assert_eq!(chip.there.load(Ordering::Relaxed), KEPT);
+        drop(lease(&pool, KEPT));
+        assert_eq!(chip.loads.load(Ordering::Relaxed), 2 + KEPT, "the last one is there");
+        drop(lease(&pool, 0));
+        assert_eq!(chip.loads.load(Ordering::Relaxed), 3 + KEPT, "the first one was unloaded");
+    }
+
+    #[test]
+    fn a_chip_that_is_full_of_idle_programs_has_room_for_another() {
+        let chip = Arc::new(Counting::default());
+        let pool: Arc<Pool<usize, usize>> = Pool::new(Arc::clone(&chip) as _);
+        (0..KEPT).for_each(|key| drop(lease(&pool, key)));
+        let in_use = lease(&pool, KEPT);
+        assert!(chip.there.load(Ordering::Relaxed) > KEPT, "one more and it refuses");
+        let another = lease(&pool, KEPT + 1);
+        assert_eq!(chip.there.load(Ordering::Relaxed), 2, "idle ones have gone");
+        drop((in_use, another));
     }
 }
