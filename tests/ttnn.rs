@@ -15,7 +15,7 @@ use tensact_runtime::device::ttnn::{Chip, ChipError, Interpreter, LoadedProgram}
 use tensact_runtime::model::flow::{Steps, noise};
 use tensact_runtime::policy::{Cuts, Policy, Sample};
 use tensact_runtime::verify::{Closeness, Report, verify_on_chip};
-use tensact_tests::driver::{Boundaries, Stages, everywhere, interpreted};
+use tensact_tests::driver::{Boundaries, Stages, everywhere, host, interpreted};
 use tensact_tests::{checkpoint, golden, inputs, open};
 use tensact_topology::WeightDtype;
 
@@ -253,8 +253,30 @@ fn requests_may_change_places_between_steps() {
         let step = samples[0].steps.iter().next().unwrap();
         let input = |i: usize| StepInput { x: &samples[i].noise, step, cache: &caches[i][0] };
         let there = stages.expert[0].step(&[input(0), input(1)]).unwrap();
+        // Each place is known to hold what lies in it, not what lies in another.
+        let twice = stages.expert[0].step(&[input(0), input(0)]).unwrap();
+        assert_eq!([&twice[0], &twice[1]], [&there[0]; 2], "{policy}");
         let back = stages.expert[0].step(&[input(1), input(0)]).unwrap();
         assert_eq!([&there[0], &there[1]], [&back[1], &back[0]], "{policy}");
         assert_ne!(there[0], there[1], "{policy}: the two are different requests");
+    }
+}
+
+/// Behind a prefix of one token a key that only fills a tile would have a tenth of the weight.
+#[test]
+fn a_short_prefix_has_no_keys_of_nobody() {
+    for policy in POLICIES {
+        let mut sample = samples(policy).remove(0);
+        sample.input.images.iter_mut().for_each(|image| *image = None);
+        sample.input.tokens.truncate(1);
+        sample.steps = Steps::new(1).unwrap();
+        let found = stages(policy, WeightDtype::Bf16, &Boundaries::default()).cached(&[sample.clone()]);
+        let expected = host(policy, &Boundaries::default()).cached(&[sample.clone()]);
+        // The velocity alone: what is left of the noise would hide it.
+        let velocity = |actions: &Tensor| -> Vec<f32> {
+            sample.noise.data().iter().zip(actions.data()).map(|(noise, action)| noise - action).collect()
+        };
+        let found = Closeness::of(&velocity(&found[0]), &velocity(&expected[0]));
+        assert!(found.relative_error < 0.04, "{policy}: {found:?}");
     }
 }
