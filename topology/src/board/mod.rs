@@ -155,6 +155,11 @@ impl Board {
         self.chips.first().map_or(Arch::Host, |chip| chip.spec.arch)
     }
 
+    /// Rows and columns; a board that is no mesh is one row.
+    pub fn rows_and_columns(&self) -> (u32, u32) {
+        self.shape.unwrap_or((1, self.chips.len() as u32))
+    }
+
     /// Whether chips stand side by side in one row or one column, in order, each linked to the next.
     pub fn is_line(&self, chips: &[ChipId]) -> bool {
         let linked = chips.windows(2).all(|pair| self.socket_link(pair[0], pair[1]).is_some());

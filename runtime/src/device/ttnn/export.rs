@@ -28,7 +28,7 @@ pub struct Export {
     /// Numbers of the board's chips, row by row; programs and sockets name chips by them.
     chips: Vec<ChipId>,
     /// Rows and columns of the board's mesh.
-    mesh: (usize, usize),
+    mesh: (u32, u32),
     /// Ways from chip to chip.
     pub sockets: Vec<SocketEntry>,
     /// In the order in which a request meets them.
@@ -86,15 +86,13 @@ pub fn export(
 ) -> Result<Export, ExportError> {
     let mut exporter = Exporter { board, pipeline, sizes, request, sockets: Vec::new() };
     let programs = exporter.programs()?;
-    let chips: Vec<ChipId> = board.chips().iter().map(|chip| chip.id).collect();
-    let mesh = board.shape.map_or((1, chips.len()), |(rows, cols)| (rows as usize, cols as usize));
     Ok(Export {
         format: FORMAT,
         ttnn: TTNN_VERSION,
         board: board.name.clone(),
         arch: board.arch(),
-        chips,
-        mesh,
+        chips: board.chips().iter().map(|chip| chip.id).collect(),
+        mesh: board.rows_and_columns(),
         sockets: exporter.sockets,
         programs,
     })

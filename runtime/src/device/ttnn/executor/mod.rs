@@ -97,8 +97,7 @@ impl TtnnChip {
         weights: &Arc<Weights>,
     ) -> Result<Vec<Arc<Self>>, OpenError> {
         let ttnn = |source| OpenError::Ttnn { board: board.name.clone(), source };
-        let all = board.chips().len() as u32;
-        let (rows, cols) = board.shape.unwrap_or((1, all));
+        let (rows, cols) = board.rows_and_columns();
         let shape = MeshShape { rows, cols };
         let options = MeshOptions { trace_region_size: TRACE_BYTES, ..MeshOptions::new(shape) };
         let mesh = Mesh::open(&options).map_err(ttnn)?;

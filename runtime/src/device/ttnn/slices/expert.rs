@@ -7,9 +7,8 @@ use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant}
 
 use super::first_step::Following;
 use super::pool::{Lease, Pool};
-use super::rows::{by_head, mask_row, spread_rows};
+use super::rows::{by_head, first_rows, mask_row, spread_rows};
 use crate::Tensor;
-use crate::device::host::of_shape;
 use crate::device::ttnn::program::{
     Numerics, PrefixRows, StepShape, TILE, Wiring, expert_state, expert_step,
 };
@@ -64,18 +63,17 @@ impl TtnnExpert {
             slice.lease_state(prefix)?;
         }
         for requests in BTreeSet::from([1, request.batch.clamp(1, MOST_REQUESTS)]) {
-            slice.lease_step(StepShape { requests, prefix, steps: request.steps })?;
+            slice.lease_step(StepShape { requests, prefix, steps: request.steps }, &[])?;
         }
         Ok(slice)
     }
 
-    pub(super) fn lease_step(&self, shape: StepShape) -> Result<StepLease, SliceError> {
-        let build = || expert_step(&self.sizes, self.layers, shape, self.numerics, Wiring::default());
-        Ok(self.steps.lease(shape, build)?)
-    }
-
-    /// A step's program that holds the keys and values of one of these requests, if there is such a one.
-    fn lease_step_for(&self, shape: StepShape, inputs: &[&StepInput<'_>]) -> Result<StepLease, SliceError> {
+    /// A step's program; one that holds the keys and values of one of these requests, if there is such a one.
+    pub(super) fn lease_step(
+        &self,
+        shape: StepShape,
+        inputs: &[&StepInput<'_>],
+    ) -> Result<StepLease, SliceError> {
         let build = || expert_step(&self.sizes, self.layers, shape, self.numerics, Wiring::default());
         let holds = |held: &Held| inputs.iter().any(|input| held.contains(&Some(input.cache.content())));
         Ok(self.steps.lease_holding(shape, holds, build)?)
@@ -96,6 +94,15 @@ impl TtnnExpert {
         self.sizes.horizon.next_multiple_of(TILE)
     }
 
+    fn is_first(&self) -> bool {
+        self.layers.start() == 0
+    }
+
+    /// Width of what a step takes: noisy actions, or hidden states.
+    fn x_width(&self) -> usize {
+        if self.is_first() { self.sizes.action_dim } else { self.sizes.expert.width }
+    }
+
     fn is_last(&self) -> bool {
         self.layers.end() == self.sizes.expert.layers
     }
@@ -106,7 +113,7 @@ impl TtnnExpert {
         let prefix = PrefixRows::holding(tokens.max().unwrap_or(0));
         let steps = inputs[0].step.of().count();
         let shape = StepShape { requests: inputs.len(), prefix, steps };
-        let mut lease = self.lease_step_for(shape, inputs)?;
+        let mut lease = self.lease_step(shape, inputs)?;
         let places = self.places(&mut lease, inputs)?;
         let by_place = |place: usize| {
             let request = places.iter().position(|at| *at == place).expect("every place has a request");
@@ -115,7 +122,7 @@ impl TtnnExpert {
         let ordered: Vec<&StepInput<'_>> = (0..inputs.len()).map(by_place).collect();
         let x: Vec<&Tensor> = ordered.iter().map(|input| input.x).collect();
         let at: Vec<(Step, usize)> = ordered.iter().map(|input| (input.step, input.cache.tokens())).collect();
-        self.begin(&mut lease, prefix, &x, &at)?;
+        self.begin(&mut lease, &x, &at)?;
         for layer in self.layers.iter() {
             lease.run(&format!("layer {layer}"))?;
         }
@@ -160,10 +167,7 @@ impl TtnnExpert {
         entry: &KeyValue,
     ) -> Result<(), ChipError> {
         let expert = &self.sizes.expert;
-        let prefix = lease.program.program().input(&format!("keys {layer} of {place}"));
-        // The last block of a slice of the state has no keys to read, every block of a step has.
-        let Some(prefix) = prefix else { return Ok(()) };
-        let rows = lease.program.program().value(prefix).spec.shape[2];
+        let rows = lease.key().prefix.count();
         let split = (entry.tokens() - self.state_tokens()) * expert.kv_width();
         for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
             let (prefix, state) = part.data().split_at(split);
@@ -180,15 +184,13 @@ impl TtnnExpert {
     pub(super) fn begin(
         &self,
         lease: &mut StepLease,
-        prefix: PrefixRows,
         x: &[&Tensor],
         at: &[(Step, usize)],
     ) -> Result<(), SliceError> {
         let (rows, horizon) = (self.rows(), self.sizes.horizon);
-        let first = self.layers.start() == 0;
-        let width = if first { self.sizes.action_dim } else { self.sizes.expert.width };
         let blocks: Vec<&[f32]> = x.iter().map(|x| x.data()).collect();
-        lease.write(if first { "actions" } else { "hidden" }, &spread_rows(&blocks, width, rows))?;
+        let input = if self.is_first() { "actions" } else { "hidden" };
+        lease.write(input, &spread_rows(&blocks, self.x_width(), rows))?;
         let mut positions = Vec::with_capacity(x.len() * rows);
         let mut steps = Vec::with_capacity(x.len() * rows);
         for (step, tokens) in at {
@@ -198,7 +200,7 @@ impl TtnnExpert {
         lease.write_numbers("positions", &positions)?;
         lease.write_numbers("steps", &steps)?;
         for (place, (_, tokens)) in at.iter().enumerate() {
-            let mask = self.key_mask(prefix, *tokens);
+            let mask = self.key_mask(lease.key().prefix, *tokens);
             lease.write(&format!("keys that count of {place}"), &mask)?;
         }
         Ok(lease.run("begin")?)
@@ -226,18 +228,17 @@ impl TtnnExpert {
         };
         let horizon = self.sizes.horizon;
         let output = lease.read(name)?;
-        let cut = |block: &[f32]| of_shape([horizon, width], block[..horizon * width].to_vec());
-        Ok(output.chunks_exact(self.rows() * width).map(cut).collect())
+        let places = output.chunks_exact(self.rows() * width);
+        Ok(places.map(|place| first_rows(place, horizon, width)).collect())
     }
 
     pub(super) fn check_x(&self, x: &Tensor) -> Result<(), SliceError> {
-        let first = self.layers.start() == 0;
-        let width = if first { self.sizes.action_dim } else { self.sizes.expert.width };
-        let expected = [self.sizes.horizon, width];
+        let expected = [self.sizes.horizon, self.x_width()];
         if x.shape() == expected {
             return Ok(());
         }
-        Err(self.shape(if first { "actions" } else { "hidden states" }, format!("{expected:?}"), x.shape()))
+        let what = if self.is_first() { "actions" } else { "hidden states" };
+        Err(self.shape(what, format!("{expected:?}"), x.shape()))
     }
 
     pub(super) fn check_cache(&self, cache: &KvCache, least: usize) -> Result<(), SliceError> {

@@ -50,9 +50,9 @@ impl Following {
         let Self { slice, step, x, state, .. } = self;
         let prefix = PrefixRows::holding(tokens);
         let shape = StepShape { requests: 1, prefix, steps: step.of().count() };
-        let mut actions = slice.lease_step(shape)?;
+        let mut actions = slice.lease_step(shape, &[])?;
         actions.holds = vec![None];
-        slice.begin(&mut actions, prefix, &[x], &[(*step, tokens + slice.state_tokens())])?;
+        slice.begin(&mut actions, &[x], &[(*step, tokens + slice.state_tokens())])?;
         let state = state.as_ref().map(|state| StateToken::begin(slice, state.data(), tokens)).transpose()?;
         Ok(Begun { prefix_tokens: tokens, state, actions })
     }

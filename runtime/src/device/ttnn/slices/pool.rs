@@ -74,6 +74,11 @@ pub(super) struct Lease<K: PartialEq + Copy, T: Default> {
 }
 
 impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
+    /// The shape that the program is for.
+    pub(super) fn key(&self) -> K {
+        self.key
+    }
+
     /// Runs the segment of this name; programs of some slices lack what others have before or behind their layers.
     pub(super) fn run(&mut self, segment: &str) -> Result<(), ChipError> {
         let found = self.program.program().segments.iter().position(|s| s.name == segment);

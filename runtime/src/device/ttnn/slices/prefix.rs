@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind};
 
 use super::pool::{Lease, Pool};
-use super::rows::{from_heads, mask_row, spread_rows};
+use super::rows::{first_rows, from_heads, mask_row, spread_rows};
 use crate::Tensor;
 use crate::device::host::of_shape;
 use crate::device::ttnn::Chip;
@@ -187,9 +187,7 @@ impl Sequence {
 
     fn hidden(&mut self, width: usize) -> Result<Tensor, SliceError> {
         self.close()?;
-        let mut hidden = self.lease.read("hidden")?;
-        hidden.truncate(self.tokens * width);
-        Ok(of_shape([self.tokens, width], hidden))
+        Ok(first_rows(&self.lease.read("hidden")?, self.tokens, width))
     }
 }
 

@@ -27,6 +27,11 @@ pub(super) fn spread_rows(blocks: &[&[f32]], width: usize, padded: usize) -> Vec
     spread
 }
 
+/// The first rows of padded ones.
+pub(super) fn first_rows(padded: &[f32], rows: usize, width: usize) -> Tensor {
+    of_shape([rows, width], padded[..rows * width].to_vec())
+}
+
 /// Keys, or values, `[tokens, kv_heads · head_dim]` as a program wants them, `[kv_heads, rows, places]`.
 pub(super) fn by_head(entry: &[f32], sizes: &DecoderSizes, rows: usize) -> Vec<f32> {
     let Heads { head, places, width } = Heads::of(sizes);

@@ -4,10 +4,9 @@ use tensact_topology::Variant;
 
 use super::expert::TtnnExpert;
 use super::pool::Lease;
-use super::rows::{by_head, from_heads, mask_row, spread_rows};
+use super::rows::{by_head, first_rows, from_heads, mask_row, spread_rows};
 use crate::Tensor;
 use crate::device::SliceError;
-use crate::device::host::of_shape;
 use crate::device::ttnn::program::{PrefixRows, TILE};
 use crate::model::{KeyValue, KvCache};
 
@@ -57,9 +56,7 @@ impl StateToken {
             return Ok(None);
         }
         let width = slice.sizes.expert.width;
-        let mut hidden = self.lease.read("hidden")?;
-        hidden.truncate(width);
-        Ok(Some(of_shape([1, width], hidden)))
+        Ok(Some(first_rows(&self.lease.read("hidden")?, 1, width)))
     }
 }
 

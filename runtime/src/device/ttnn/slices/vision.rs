@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, VisionSizes};
 
 use super::pool::Pool;
-use super::rows::{spread_rows, widened};
+use super::rows::{first_rows, spread_rows, widened};
 use crate::Tensor;
-use crate::device::host::{of_shape, unfold};
+use crate::device::host::unfold;
 use crate::device::ttnn::Chip;
 use crate::device::ttnn::program::{Numerics, Spread, TILE, Wiring, vision};
 use crate::device::{SliceError, VisionStage};
@@ -89,11 +89,11 @@ impl TtnnVision {
         lease.run("project")?;
         if self.layers.end() == self.sizes.layers {
             let mut of_image =
-                |image| Ok(cut(&lease.read(&format!("image {image}"))?, patches, self.vlm_width));
+                |image| Ok(first_rows(&lease.read(&format!("image {image}"))?, patches, self.vlm_width));
             return (0..images.len()).map(&mut of_image).collect();
         }
         let (hidden, width) = (lease.read("hidden")?, self.sizes.width);
-        Ok(hidden.chunks_exact(rows * width).map(|image| cut(image, patches, width)).collect())
+        Ok(hidden.chunks_exact(rows * width).map(|image| first_rows(image, patches, width)).collect())
     }
 
     /// Patches a side of an image, or of hidden states.
@@ -117,11 +117,6 @@ impl TtnnVision {
         }
         Err(SliceError::Shape { stage: STAGE, what: "images", expected, found: input.shape().into() })
     }
-}
-
-/// The first rows of padded ones.
-fn cut(rows: &[f32], count: usize, width: usize) -> Tensor {
-    of_shape([count, width], rows[..count * width].to_vec())
 }
 
 impl VisionStage for TtnnVision {
