@@ -13,7 +13,7 @@ use tensact::topology::{Deployment, ModelSizes, Variant};
 use tensact::{Options, Pipeline, Request};
 use tensact_server::config::Config;
 use tensact_server::wire::{Array, Value, read_msgpack, write_msgpack};
-use tensact_server::{ApiKeys, Server};
+use tensact_server::{ApiKeys, Otlp, Server};
 use tokio::net::TcpStream;
 use tokio::time::interval_at;
 use tokio_tungstenite::tungstenite::Message;
@@ -45,7 +45,7 @@ async fn main() -> Result<(), Error> {
     let beside = Arc::new(pipeline().await?);
     let mut config = Config::default();
     config.server.port = 0;
-    let server = Server::bind(config, ApiKeys::default()).await?;
+    let server = Server::bind(config, ApiKeys::default(), Otlp::default()).await?;
     let (address, handle) = (server.address(), server.handle());
     handle.load(pipeline().await?);
     let serving = tokio::spawn(server.serve());

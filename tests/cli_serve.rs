@@ -161,7 +161,7 @@ fn clients_that_vanish_leave_no_file_open() {
     }
     // The kernel tells the server of each when it likes to, and a session ends a moment after its file.
     let patience = std::time::Instant::now();
-    while !serving.get("/metrics", "").contains("tensact_sessions 0") || files() > before {
+    while !serving.get("/metrics", "").contains("tensact_server_sessions 0") || files() > before {
         assert!(patience.elapsed().as_secs() < 60, "{} files are open, {before} were before", files());
         std::thread::yield_now();
     }

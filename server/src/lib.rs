@@ -6,10 +6,10 @@ pub mod config;
 mod http;
 mod listen;
 pub mod load;
-mod metrics;
 pub mod openpi;
 mod server;
 mod serving;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -17,3 +17,4 @@ pub mod wire;
 pub use auth::{ApiKeys, ApiKeysError};
 pub use listen::TlsError;
 pub use server::{Handle, Server, ServerError};
+pub use telemetry::otlp::{Otlp, OtlpError};

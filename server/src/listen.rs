@@ -144,11 +144,11 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let Some((seat, admission)) = connections.enter(&serving, peer.ip()) else {
-                    serving.metrics.refused.inc();
+                    serving.metrics.connection_refused();
                     continue;
                 };
                 if let Admission::Refused(reason) = &admission {
-                    serving.metrics.refused.inc();
+                    serving.metrics.connection_refused();
                     tracing::warn!(address = %peer.ip(), "connection refused: {reason}");
                 }
                 let router = router.clone().layer(Extension(admission));

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tensact::Pipeline;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -13,6 +15,10 @@ use crate::config::{Config, ConfigError};
 use crate::http::router;
 use crate::listen::{self, TlsError};
 use crate::serving::Serving;
+use crate::telemetry::otlp::Otlp;
+
+/// How long the end of the server waits for a collector.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +55,12 @@ pub struct Server {
 pub struct Handle(Arc<Serving>);
 
 impl Server {
-    /// Listens. `keys` opens it for those who know one; without any everybody may come in.
+    /// Listens. `keys` opens it for those who know one; without any everybody may come in. Telemetry is sent as `otlp`
+    /// says.
     ///
     /// # Errors
     /// When settings or certificate cannot be used, or somebody else has the port.
-    pub async fn bind(config: Config, keys: ApiKeys) -> Result<Self, ServerError> {
+    pub async fn bind(config: Config, keys: ApiKeys, otlp: Otlp) -> Result<Self, ServerError> {
         config.check()?;
         let tls = match (&config.server.tls_cert, &config.server.tls_key) {
             (Some(cert), Some(key)) => Some(listen::tls(cert, key)?),
@@ -63,7 +70,7 @@ impl Server {
         let refused = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        Ok(Self { serving: Serving::new(config, keys), listener, address, tls })
+        Ok(Self { serving: Serving::new(config, keys, otlp), listener, address, tls })
     }
 
     /// Where it listens.
@@ -82,6 +89,8 @@ impl Server {
         let Self { serving, listener, tls, .. } = self;
         let grace = serving.config.server.shutdown_grace();
         let router = router(&serving);
+        let looks = Arc::clone(&serving);
+        serving.tasks.spawn(async move { looks.keep_looking().await });
         listen::accept(listener, tls, Arc::clone(&serving), router).await;
         serving.tasks.close();
         let began = Instant::now();
@@ -91,9 +100,24 @@ impl Server {
             // What is left has nothing to wait for but goodbyes.
             serving.tasks.wait().await;
         }
+        serving.look().await;
         if let Some(policy) = serving.policy() {
             policy.pipeline.shutdown(grace.saturating_sub(began.elapsed())).await;
         }
+        send_the_rest(serving).await;
+    }
+}
+
+/// Lets telemetry reach the collector, if it takes it soon.
+async fn send_the_rest(serving: Arc<Serving>) {
+    let (done, sent) = oneshot::channel();
+    // Nobody waits for a thread of its own.
+    std::thread::spawn(move || {
+        serving.metrics.shut_down();
+        let _ = done.send(());
+    });
+    if timeout(GOODBYE, sent).await.is_err() {
+        tracing::warn!("the collector did not take the last telemetry within {GOODBYE:?}");
     }
 }
 

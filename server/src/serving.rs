@@ -1,27 +1,32 @@
 //! What all connections share: the policy, who may ask, and the way from a message to an answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use serde_json::{Value as Json, json};
 use tensact::runtime::preprocess::statistics::Source;
+use tensact::topology::ChipId;
 use tensact::{Chunking, InferError, Pipeline, Refusal, Request};
 use tokio::sync::SetOnce;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::ApiKeys;
 use crate::chunking::{ChunkingError, Memory};
 use crate::config::Config;
-use crate::metrics::Metrics;
 use crate::openpi::{Answer, Asked, BadObservation, Reader, Rtc};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::otlp::Otlp;
 use crate::wire::{Value, WireError, read_json, read_msgpack, write_msgpack};
 
 /// Unknown keys that are named in the log before it falls silent about them.
 const UNKNOWN_KEYS: usize = 256;
+
+/// Time between two looks at the pipeline, for metrics.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How a message is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,18 +120,21 @@ pub(crate) struct Serving {
 }
 
 /// A request that has no outcome yet; if it is dropped without one, nobody waits for it any more.
-struct Counted<'m>(&'m Metrics);
+struct Counted<'m> {
+    metrics: &'m Metrics,
+    arrived: Instant,
+}
 
 impl Counted<'_> {
     fn record(self, answer: &Result<Answer, Failure>) {
-        self.0.record(answer);
+        self.metrics.record(answer, self.arrived.elapsed());
         std::mem::forget(self);
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.cancelled();
+        self.metrics.cancelled(self.arrived.elapsed());
     }
 }
 
@@ -142,11 +150,11 @@ pub(crate) struct Caller {
 }
 
 impl Serving {
-    pub(crate) fn new(config: Config, keys: ApiKeys) -> Arc<Self> {
+    pub(crate) fn new(config: Config, keys: ApiKeys, otlp: Otlp) -> Arc<Self> {
         Arc::new(Self {
             config,
             keys,
-            metrics: Metrics::default(),
+            metrics: Metrics::new(otlp.resource, otlp.metrics),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -202,6 +210,29 @@ impl Serving {
         self.policy.wait().await
     }
 
+    /// Brings what metrics know of the pipeline up to date.
+    pub(crate) async fn look(&self) {
+        let Some(policy) = self.policy() else { return };
+        let stats = policy.pipeline.stats().await;
+        let mut busy: BTreeMap<ChipId, Duration> = BTreeMap::new();
+        for slice in stats.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
+            for chip in &slice.chips {
+                *busy.entry(*chip).or_default() += Duration::from_secs_f64(slice.busy_ms / 1e3);
+            }
+        }
+        self.metrics.look(&stats);
+        self.metrics.chips_busy(Instant::now(), busy);
+    }
+
+    /// Looks every now and then, for collectors and for what metrics say about the last seconds, until the server stops.
+    pub(crate) async fn keep_looking(&self) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.stop.run_until_cancelled(looks.tick()).await.is_some() {
+            self.look().await;
+        }
+    }
+
     /// Why no observation can be answered now; nothing if they can.
     pub(crate) async fn unready(&self) -> Option<String> {
         if self.stop.is_cancelled() {
@@ -222,8 +253,9 @@ impl Serving {
         format: Format,
         caller: &Caller,
     ) -> Result<Answer, Failure> {
-        let counted = Counted(&self.metrics);
-        let answer = self.try_answer(Instant::now(), message, format, caller).await;
+        let arrived = Instant::now();
+        let counted = Counted { metrics: &self.metrics, arrived };
+        let answer = self.try_answer(arrived, message, format, caller).await;
         counted.record(&answer);
         if let Err(failure) = &answer {
             tracing::debug!(robot = caller.name.as_deref(), outcome = failure.outcome(), "{failure}");
@@ -251,16 +283,16 @@ impl Serving {
         let chunking = rtc.map(|rtc| self.chunking(rtc, caller)).transpose()?.flatten();
         let reading = arrived.elapsed();
         let deadline = deadline.or(policy.pipeline.deadline());
-        let deadline = deadline.map(|deadline| deadline.saturating_sub(reading));
+        let left = deadline.map(|deadline| deadline.saturating_sub(reading));
         let robot = robot.or_else(|| caller.name.clone());
-        let request = Request { start, steps, chunking, deadline, robot };
+        let request = Request { start, steps, chunking, deadline: left, robot };
         let chunk = policy.pipeline.infer(observation, request).await;
         let chunk = chunk.map_err(|error| Failure::of(error, reading))?;
         let took = arrived.elapsed();
         if let Some(memory) = &caller.memory {
             locked(memory).remember(&chunk, took);
         }
-        Ok(Answer { chunk, request_id, took })
+        Ok(Answer { chunk, request_id, took, read: reading, deadline })
     }
 
     /// Reads a message off the async threads.

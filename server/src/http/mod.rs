@@ -17,6 +17,7 @@ use serde_json::{Value as Json, json};
 use crate::listen::Admission;
 use crate::openpi::session;
 use crate::serving::Serving;
+use crate::telemetry::metrics::TEXT;
 
 /// What the HTTP side offers, for programs that write clients.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -72,12 +73,8 @@ async fn ready(State(serving): State<Arc<Serving>>) -> Response {
 }
 
 async fn metrics(State(serving): State<Arc<Serving>>) -> ([(HeaderName, &'static str); 1], String) {
-    let stats = match serving.policy() {
-        Some(policy) => Some(policy.pipeline.stats().await),
-        None => None,
-    };
-    let text = serving.metrics.text(stats.as_ref());
-    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+    serving.look().await;
+    ([(CONTENT_TYPE, TEXT)], serving.metrics.text())
 }
 
 async fn metadata(State(serving): State<Arc<Serving>>) -> Response {

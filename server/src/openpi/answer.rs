@@ -15,9 +15,21 @@ pub struct Answer {
     pub request_id: Option<String>,
     /// From the arrival of the message to the actions.
     pub took: Duration,
+    /// Of this, until the message was read.
+    pub read: Duration,
+    /// Time to answer, if it had one.
+    pub deadline: Option<Duration>,
 }
 
 impl Answer {
+    /// What was left of [`Answer::took`] after denoising: back to robot units, and on the way between the parts.
+    pub(crate) fn postprocess(&self) -> Duration {
+        let Timings { preprocess_ms, queue_ms, vision_ms, prefix_ms, denoise_ms, .. } = self.chunk.timings;
+        let before = preprocess_ms + queue_ms + vision_ms + prefix_ms + denoise_ms;
+        let after = (self.took.saturating_sub(self.read)).as_secs_f64() - before / 1e3;
+        Duration::try_from_secs_f64(after).unwrap_or_default()
+    }
+
     /// As openpi's server sends it, with timings of ours. `previous` is how long the robot's last answer took, sending
     /// included. Only the actions are an array: openpi's `ActionChunkBroker` cuts every array into steps.
     pub fn value(&self, previous: Option<Duration>) -> Value<'_> {

@@ -18,13 +18,13 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite;
 
 use super::Answer;
 use super::observation::UNNAMED;
 use crate::serving::{Caller, Failure, Format, Serving};
+use crate::telemetry::metrics::Level;
 use crate::wire::write_msgpack;
 
 /// Observations of one connection that may be unanswered; robots send one at a time.
@@ -163,7 +163,7 @@ impl Session {
             Some(Ok(Message::Binary(message))) => self.observation(message),
             Some(Ok(Message::Text(_))) => {
                 let answer = Err(Failure::TextFrame);
-                self.serving.metrics.record(&answer);
+                self.serving.metrics.record(&answer, Duration::ZERO);
                 let answered = Answered { arrived: Instant::now(), bytes: 0, answer };
                 self.answers.push_back(Box::pin(std::future::ready(answered)));
                 Ok(())
@@ -221,12 +221,12 @@ fn shutting_down() -> End {
 }
 
 /// A session that is counted as long as it lasts.
-struct Counted(Gauge);
+struct Counted(Level);
 
 impl Counted {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+    fn new(level: &Level) -> Self {
+        level.inc();
+        Self(level.clone())
     }
 }
 

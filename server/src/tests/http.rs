@@ -119,11 +119,11 @@ async fn what_happened_is_counted() {
     robot.ask(&Value::Nil).await.unwrap_err();
     let metrics = site.get("/metrics").await;
     for line in [
-        "tensact_requests_total{outcome=\"done\"} 2",
-        "tensact_requests_total{outcome=\"bad_request\"} 1",
-        "tensact_request_duration_seconds_count{part=\"denoise\"} 2",
-        "tensact_sessions 1",
-        "tensact_pipeline_in_service{pipeline=\"0\"} 1",
+        "tensact_requests_total{tensact_outcome=\"done\"} 2",
+        "tensact_requests_total{tensact_outcome=\"bad_request\"} 1",
+        "tensact_request_part_duration_seconds_count{tensact_part=\"denoise\"} 2",
+        "tensact_server_sessions 1",
+        "tensact_pipeline_in_service{tensact_pipeline=\"0\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }

@@ -70,7 +70,7 @@ async fn what_takes_longer_than_the_grace_is_given_up() {
     assert!(matches!(robot.receive().await, Err(Told::Close(1001, _))));
     site.assert_empty().await;
     assert!(site.get("/metrics").await.is_empty(), "nobody is served any more");
-    assert!(site.serving.metrics.text(None).contains("tensact_requests_total{outcome=\"cancelled\"} 1"));
+    assert!(site.serving.metrics.text().contains("tensact_requests_total{tensact_outcome=\"cancelled\"} 1"));
 }
 
 #[tokio::test(start_paused = true)]

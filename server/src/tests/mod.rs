@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::http::router;
 use crate::listen::{Connections, connection};
 use crate::serving::Serving;
+use crate::telemetry::otlp::Otlp;
 use robot::Robot;
 
 /// One end of a connection: what is read, and what is written.
@@ -51,7 +52,7 @@ pub(super) struct Site {
 impl Site {
     /// A server without a policy yet.
     fn loading(config: Config, keys: ApiKeys) -> Self {
-        let serving = Serving::new(config, keys);
+        let serving = Serving::new(config, keys, Otlp::default());
         let router = router(&serving);
         Self { serving, router, connections: Arc::default() }
     }

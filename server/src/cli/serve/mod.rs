@@ -14,7 +14,7 @@ use tensact::topology::Deployment;
 use tensact::topology::descriptor::ReadError;
 use tensact::{Options, Pipeline, ProfileChoice};
 use tensact_server::config::{Config, RtcMode};
-use tensact_server::{ApiKeys, Handle, Server};
+use tensact_server::{ApiKeys, Handle, Otlp, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::policy_sizes::deployed_sizes;
@@ -136,7 +136,7 @@ impl Serve {
         if !config.server.host.is_loopback() && keys.is_open() {
             tracing::warn!(host = %config.server.host, "whoever reaches this address may command robots: set API keys");
         }
-        let server = Server::bind(config, keys).await.map_err(told)?;
+        let server = Server::bind(config, keys, Otlp::from_env().map_err(told)?).await.map_err(told)?;
         tracing::info!(address = %server.address(), "listening");
         stop_on_signals(server.handle())?;
         let handle = server.handle();
