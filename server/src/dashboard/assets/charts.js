@@ -1,0 +1,186 @@
+// Lines over the last minutes: latency, throughput, what was not answered, and what waits.
+
+import { canvasOf, theme } from "./colours.js";
+import { byId, tip } from "./page.js";
+import { clock, ms, rate } from "./words.js";
+
+const SHOWN_MS = 300_000;
+const LEFT = 34;
+const RIGHT = 74; // names of lines stand at their ends
+const TOP = 6;
+const BOTTOM = 15;
+/** Lines are told apart by their dashes and their names as well. */
+const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3], [10, 4]];
+
+export class Charts {
+  constructor(state) {
+    this.state = state;
+    this.charts = [
+      new Chart(byId("latency"), ms, "ms"),
+      new Chart(byId("throughput"), rate, "/s"),
+      new Chart(byId("refusals"), rate, "/s"),
+      new Chart(byId("queue"), (value) => value.toFixed(0), ""),
+    ];
+    new ResizeObserver(() => this.update()).observe(byId("charts"));
+  }
+
+  /** Shows the points there are. */
+  update() {
+    const { hello, history, last } = this.state;
+    if (!last) return;
+    const first = history.length ? history[0].at : last.now;
+    const to = history.at(-1)?.at ?? last.now;
+    const range = { from: Math.max(first, to - SHOWN_MS), to };
+    if (range.to - range.from < 20_000) range.from = range.to - 20_000;
+    const line = (name, of, colour) => ({ name, colour, values: history.map(of) });
+    const [latency, throughput, refusals, queue] = this.charts;
+    const slo = hello.slo_ms ? { name: `SLO ${ms(hello.slo_ms)}`, value: hello.slo_ms } : null;
+    latency.draw(history, range, [line("p50", (p) => p.p50, 0), line("p95", (p) => p.p95, 1), line("p99", (p) => p.p99, 5)], slo);
+    const planned = hello.predicted?.requests_per_s;
+    const plan = planned ? { name: `plan ${rate(planned)}`, value: planned } : null;
+    throughput.draw(history, range, [line("done", (p) => p.rates.done ?? 0, 2)], plan);
+    refusals.draw(history, range, this.#refusals(line), null);
+    const capacity = last.capacity ? { name: `full ${last.capacity}`, value: last.capacity } : null;
+    queue.draw(history, range, [line("waiting", (p) => p.waiting, 0)], capacity);
+  }
+
+  /** The outcomes other than done that there are, most frequent first. */
+  #refusals(line) {
+    const { outcomes } = this.state.last;
+    const names = Object.keys(outcomes).filter((name) => name !== "done" && outcomes[name] > 0);
+    names.sort((a, b) => outcomes[b] - outcomes[a]);
+    const shown = names.slice(0, 5).map((name, index) => line(name.replaceAll("_", " "), (p) => p.rates[name] ?? 0, [5, 1, 3, 0, 4][index]));
+    const rest = names.slice(5);
+    if (rest.length) shown.push(line("others", (p) => rest.reduce((sum, name) => sum + (p.rates[name] ?? 0), 0), 6));
+    return shown;
+  }
+}
+
+class Chart {
+  #shown = null;
+
+  constructor(canvas, write, unit) {
+    Object.assign(this, { canvas, write, unit });
+    canvas.addEventListener("pointermove", (event) => this.#hover(event));
+    canvas.addEventListener("pointerleave", () => tip(""));
+  }
+
+  /** Draws lines over the points' times, and a `bound` that they should stay below, or reach. */
+  draw(points, range, lines, bound) {
+    const { context, width, height } = canvasOf(this.canvas);
+    const bottom = height - BOTTOM;
+    const x = (time) => LEFT + ((time - range.from) / (range.to - range.from)) * (width - LEFT - RIGHT);
+    const seen = lines.flatMap(({ values }) => values).filter(Number.isFinite);
+    const ticks = steps(Math.max(...seen, bound?.value ?? 0, 1e-9));
+    const y = (value) => bottom - (value / ticks.at(-1)) * (bottom - TOP);
+    this.#shown = { points, x, lines };
+    context.clearRect(0, 0, width, height);
+    context.font = "10px system-ui, sans-serif";
+    context.textBaseline = "middle";
+    this.#grid(context, ticks, range, x, y, width, height);
+    const names = [];
+    if (bound) {
+      stroke(context, theme.bad, [3, 3], 1, () => {
+        context.moveTo(LEFT, y(bound.value));
+        context.lineTo(width - RIGHT, y(bound.value));
+      });
+      names.push({ text: bound.name, colour: theme.bad, y: y(bound.value) });
+    }
+    lines.forEach(({ name, values, colour }, index) => {
+      const paint = theme.requests[colour];
+      stroke(context, paint, DASHES[index % DASHES.length], 1.6, () => trace(context, points, values, x, y, range.from));
+      const now = values.at(-1);
+      names.push({ text: Number.isFinite(now) ? `${name} ${this.write(now)}` : name, colour: paint, mark: true, y: Number.isFinite(now) ? y(now) : bottom });
+    });
+    spread(names, TOP, bottom);
+    context.textAlign = "left";
+    for (const { text, colour, mark, y: at } of names) {
+      context.fillStyle = colour;
+      if (mark) context.fillRect(width - RIGHT + 3, at - 3, 4, 6);
+      context.fillStyle = mark ? theme.text : colour;
+      context.fillText(text, width - RIGHT + 10, at, RIGHT - 10);
+    }
+    if (!lines.length) {
+      context.fillStyle = theme.quiet;
+      context.fillText("every request was answered", LEFT + 8, TOP + 10);
+    }
+    const summary = names.map(({ text }) => text).join(", ");
+    this.canvas.setAttribute("aria-label", `${summary || "nothing yet"}${this.unit && ` in ${this.unit}`}`);
+    this.canvas.dataset.points = points.length;
+  }
+
+  #grid(context, ticks, range, x, y, width, height) {
+    context.textAlign = "right";
+    for (const tick of ticks) {
+      context.fillStyle = theme.grid;
+      context.fillRect(LEFT, Math.round(y(tick)), width - LEFT - RIGHT, 1);
+      context.fillStyle = theme.quiet;
+      context.fillText(tick >= 1000 ? `${tick / 1000}k` : String(tick), LEFT - 5, y(tick));
+    }
+    context.textAlign = "center";
+    const seconds = (range.to - range.from) / 1000;
+    const step = [5, 10, 15, 30, 60, 120].find((one) => seconds / one <= 5) ?? 120;
+    for (let ago = 0; ago <= seconds; ago += step) {
+      const text = ago === 0 ? "now" : ago % 60 ? `−${ago} s` : `−${ago / 60} min`;
+      context.fillText(text, x(range.to - ago * 1000), height - 6);
+    }
+  }
+
+  /** The values at the point nearest to the pointer. */
+  #hover(event) {
+    if (!this.#shown?.points.length) return;
+    const { points, x, lines } = this.#shown;
+    let near = 0;
+    points.forEach(({ at }, index) => {
+      if (Math.abs(x(at) - event.offsetX) < Math.abs(x(points[near].at) - event.offsetX)) near = index;
+    });
+    const values = lines.map(({ name, values }) => `${name} ${Number.isFinite(values[near]) ? this.write(values[near]) : "–"}${this.unit && ` ${this.unit}`}`);
+    tip([`at ${clock(points[near].at)}`, ...values].join("\n"), event.clientX, event.clientY);
+  }
+}
+
+function stroke(context, colour, dash, width, path) {
+  context.strokeStyle = colour;
+  context.setLineDash(dash);
+  context.lineWidth = width;
+  context.lineJoin = "round";
+  context.beginPath();
+  path();
+  context.stroke();
+  context.setLineDash([]);
+}
+
+/** A line through the values there are; it breaks where there is none. */
+function trace(context, points, values, x, y, from) {
+  let open = false;
+  points.forEach(({ at }, index) => {
+    const value = values[index];
+    if (at < from || !Number.isFinite(value)) {
+      open = false;
+      return;
+    }
+    if (open) context.lineTo(x(at), y(value));
+    else {
+      context.moveTo(x(at), y(value));
+      context.lineTo(x(at) + 0.5, y(value)); // one point alone is seen too
+    }
+    open = true;
+  });
+}
+
+/** Three or four round numbers from 0 to at least `max`. */
+function steps(max) {
+  const rough = max / 3;
+  const size = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((one) => one * size).find((one) => one >= rough - 1e-12);
+  const count = Math.ceil(max / step - 1e-9);
+  return Array.from({ length: count + 1 }, (_, index) => Number((index * step).toPrecision(6)));
+}
+
+/** Moves names apart that would lie on each other. */
+function spread(names, top, bottom) {
+  const line = Math.min(12, (bottom - top + 12) / Math.max(1, names.length));
+  names.sort((a, b) => a.y - b.y);
+  names.forEach((name, index) => (name.y = Math.max(name.y, index ? names[index - 1].y + line : top)));
+  for (let index = names.length - 1, limit = bottom; index >= 0; index--, limit -= line) names[index].y = Math.min(names[index].y, limit);
+}
