@@ -23,13 +23,14 @@ const charts = new Charts(state);
 const plan = new Plan(state);
 const slowest = new Slowest(state, (id) => panel.open(id));
 
-driveTimeline(timeline, (labels) => panel.openBatch(labels));
+const followPointer = driveTimeline(timeline, (labels) => panel.openBatch(labels));
 chooseTheme();
 byId("filter").addEventListener("click", () => filter(null));
 follow({ hello, tick, state: connection, key: askKey });
 requestAnimationFrame(frame);
 
 function frame(now) {
+  followPointer();
   timeline.frame(now);
   requestAnimationFrame(frame);
 }
@@ -45,14 +46,21 @@ function hello(event) {
   if (!other) return;
   const { restartedAt } = state;
   byId("restarted").hidden = !restartedAt;
-  if (restartedAt) say(byId("restarted"), `server restarted at ${restartedAt.toLocaleTimeString([], { hour12: false })}`);
+  if (restartedAt)
+    say(byId("restarted"), `server restarted at ${restartedAt.toLocaleTimeString([], { hour12: false })}`);
   timeline.reset();
   filter(null);
   board.draw();
   plan.draw();
-  const wanted = /^#([0-9a-f]{8,32})$/.exec(location.hash);
-  if (wanted) panel.open(wanted[1]);
+  openAddress();
 }
+
+/** Opens the request that the address names. */
+function openAddress() {
+  const wanted = /^#([0-9a-f]{8,32})$/.exec(location.hash);
+  if (wanted && state.hello) panel.open(wanted[1]);
+}
+addEventListener("hashchange", openAddress);
 
 function tick(event) {
   state.take(event, performance.now());
@@ -64,7 +72,11 @@ function tick(event) {
   slowest.update();
   panel.update();
   figures();
-  Object.assign(document.body.dataset, { ticks: state.ticks, answered: state.last.outcomes.done ?? 0, blocks: timeline.blocks ?? 0 });
+  Object.assign(document.body.dataset, {
+    ticks: state.ticks,
+    answered: state.last.outcomes.done ?? 0,
+    blocks: timeline.blocks ?? 0,
+  });
 }
 
 function figures() {
@@ -118,7 +130,8 @@ function askKey(why) {
   byId("key").value = "";
   return new Promise((resolve) => {
     // A header holds no other characters, and a key that cannot be sent is a wrong one.
-    const answer = () => (/^[\x21-\x7e]+$/.test(byId("key").value.trim()) ? resolve(byId("key").value.trim()) : ask("That is no API key."));
+    const answer = () =>
+      /^[\x21-\x7e]+$/.test(byId("key").value.trim()) ? resolve(byId("key").value.trim()) : ask("That is no API key.");
     const ask = (reason) => {
       say(byId("key-why"), reason);
       dialog.addEventListener("close", answer, { once: true });

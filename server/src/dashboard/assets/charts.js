@@ -35,7 +35,12 @@ export class Charts {
     const line = (name, of, colour) => ({ name, colour, values: history.map(of) });
     const [latency, throughput, refusals, queue] = this.charts;
     const slo = hello.slo_ms ? { name: `SLO ${ms(hello.slo_ms)}`, value: hello.slo_ms } : null;
-    latency.draw(history, range, [line("p50", (p) => p.p50, 0), line("p95", (p) => p.p95, 1), line("p99", (p) => p.p99, 5)], slo);
+    latency.draw(
+      history,
+      range,
+      [line("p50", (p) => p.p50, 0), line("p95", (p) => p.p95, 1), line("p99", (p) => p.p99, 5)],
+      slo,
+    );
     const planned = hello.predicted?.requests_per_s;
     const plan = planned ? { name: `plan ${rate(planned)}`, value: planned } : null;
     throughput.draw(history, range, [line("done", (p) => p.rates.done ?? 0, 2)], plan);
@@ -49,7 +54,9 @@ export class Charts {
     const { outcomes } = this.state.last;
     const names = Object.keys(outcomes).filter((name) => name !== "done" && outcomes[name] > 0);
     names.sort((a, b) => outcomes[b] - outcomes[a]);
-    const shown = names.slice(0, 5).map((name, index) => line(name.replaceAll("_", " "), (p) => p.rates[name] ?? 0, [5, 1, 3, 0, 4][index]));
+    const shown = names
+      .slice(0, 5)
+      .map((name, index) => line(name.replaceAll("_", " "), (p) => p.rates[name] ?? 0, [5, 1, 3, 0, 4][index]));
     const rest = names.slice(5);
     if (rest.length) shown.push(line("others", (p) => rest.reduce((sum, name) => sum + (p.rates[name] ?? 0), 0), 6));
     return shown;
@@ -71,7 +78,8 @@ class Chart {
     const bottom = height - BOTTOM;
     const x = (time) => LEFT + ((time - range.from) / (range.to - range.from)) * (width - LEFT - RIGHT);
     const seen = lines.flatMap(({ values }) => values).filter(Number.isFinite);
-    const ticks = steps(Math.max(...seen, bound?.value ?? 0, 1e-9));
+    const most = Math.max(0, ...seen, bound?.value ?? 0);
+    const ticks = steps(most || 1);
     const y = (value) => bottom - (value / ticks.at(-1)) * (bottom - TOP);
     this.#shown = { points, x, lines };
     context.clearRect(0, 0, width, height);
@@ -88,9 +96,16 @@ class Chart {
     }
     lines.forEach(({ name, values, colour }, index) => {
       const paint = theme.requests[colour];
-      stroke(context, paint, DASHES[index % DASHES.length], 1.6, () => trace(context, points, values, x, y, range.from));
+      stroke(context, paint, DASHES[index % DASHES.length], 1.6, () =>
+        trace(context, points, values, x, y, range.from),
+      );
       const now = values.at(-1);
-      names.push({ text: Number.isFinite(now) ? `${name} ${this.write(now)}` : name, colour: paint, mark: true, y: Number.isFinite(now) ? y(now) : bottom });
+      names.push({
+        text: Number.isFinite(now) ? `${name} ${this.write(now)}` : name,
+        colour: paint,
+        mark: true,
+        y: Number.isFinite(now) ? y(now) : bottom,
+      });
     });
     spread(names, TOP, bottom);
     context.textAlign = "left";
@@ -134,7 +149,10 @@ class Chart {
     points.forEach(({ at }, index) => {
       if (Math.abs(x(at) - event.offsetX) < Math.abs(x(points[near].at) - event.offsetX)) near = index;
     });
-    const values = lines.map(({ name, values }) => `${name} ${Number.isFinite(values[near]) ? this.write(values[near]) : "–"}${this.unit && ` ${this.unit}`}`);
+    const values = lines.map(
+      ({ name, values }) =>
+        `${name} ${Number.isFinite(values[near]) ? this.write(values[near]) : "–"}${this.unit && ` ${this.unit}`}`,
+    );
     tip([`at ${clock(points[near].at)}`, ...values].join("\n"), event.clientX, event.clientY);
   }
 }
@@ -182,5 +200,6 @@ function spread(names, top, bottom) {
   const line = Math.min(12, (bottom - top + 12) / Math.max(1, names.length));
   names.sort((a, b) => a.y - b.y);
   names.forEach((name, index) => (name.y = Math.max(name.y, index ? names[index - 1].y + line : top)));
-  for (let index = names.length - 1, limit = bottom; index >= 0; index--, limit -= line) names[index].y = Math.min(names[index].y, limit);
+  for (let index = names.length - 1, limit = bottom; index >= 0; index--, limit -= line)
+    names[index].y = Math.min(names[index].y, limit);
 }

@@ -42,12 +42,27 @@ function bySlice({ activities }) {
   const rows = new Map();
   for (const activity of [...activities].sort((a, b) => a.began - b.began)) {
     const { what, slice, chips = [], step, batch, transport } = activity;
-    const name = chips.length ? `${what} · ${chipsName(chips)}` : what;
-    const key = `${what} ${slice} ${chips}`;
+    const kind = what.replace(/ \d+$/, ""); // steps share a row
+    const name = chips.length ? `${kind} · ${chipsName(chips)}` : kind;
+    const key = `${kind} ${slice} ${chips}`;
     if (!rows.has(key)) rows.set(key, { name, bars: [] });
-    const facts = [name, step === null || step === undefined ? "" : `step ${step}`, batch > 1 ? `batch of ${batch}` : "", activity.bytes ? bytes(activity.bytes) : "", transport ?? ""];
+    const facts = [
+      name,
+      step === null || step === undefined ? "" : `step ${step}`,
+      batch > 1 ? `batch of ${batch}` : "",
+      activity.bytes ? bytes(activity.bytes) : "",
+      transport ?? "",
+    ];
     const thin = Boolean(activity.bytes || transport);
-    rows.get(key).bars.push({ began: activity.began, ended: activity.ended, thin, wait: what === "wait" || what === "stall", words: facts.filter(Boolean).join(", ") });
+    rows
+      .get(key)
+      .bars.push({
+        began: activity.began,
+        ended: activity.ended,
+        thin,
+        wait: what === "wait" || what === "stall",
+        words: facts.filter(Boolean).join(", "),
+      });
   }
   return rows.values();
 }
@@ -56,18 +71,28 @@ function rectangle({ began, ended, wait, thin, words }, x, y, paint) {
   const height = thin ? 5 : BAR;
   const place = { x: x(began), y: y + (BAR - height) / 2, width: Math.max(1, x(ended) - x(began)), height };
   const bar = svg("rect", { class: wait ? "wait" : "bar", ...place, fill: wait ? "url(#hatch)" : paint });
-  bar.addEventListener("pointermove", (event) => tip(`${words}\n${ms(ended - began)} ms`, event.clientX, event.clientY));
+  bar.addEventListener("pointermove", (event) =>
+    tip(`${words}\n${ms(ended - began)} ms`, event.clientX, event.clientY),
+  );
   bar.addEventListener("pointerleave", () => tip(""));
   return bar;
 }
 
 function axis(from, to, x, height) {
-  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 20_000].find((one) => (to - from) / one <= 10) ?? 100_000;
+  const step =
+    [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 20_000].find((one) => (to - from) / one <= 10) ??
+    100_000;
   const marks = [];
   for (let after = 0; after <= to - from; after += step) {
     const at = x(from + after);
     marks.push(svg("line", { class: "grid", x1: at, x2: at, y1: TOP - 4, y2: height }));
-    marks.push(svg("text", { class: "axis", x: at, y: 10, "text-anchor": "middle" }, `${Number(after.toFixed(2))}${after ? "" : " ms"}`));
+    marks.push(
+      svg(
+        "text",
+        { class: "axis", x: at, y: 10, "text-anchor": "middle" },
+        `${Number(after.toFixed(2))}${after ? "" : " ms"}`,
+      ),
+    );
   }
   return marks;
 }

@@ -45,7 +45,6 @@ export class RequestPanel {
     this.#back ??= document.activeElement;
     this.#panel.hidden = false;
     this.#load(id);
-    this.#panel.scrollIntoView({ block: "nearest" });
     this.#panel.focus({ preventScroll: true });
   }
 
@@ -112,21 +111,34 @@ export class RequestPanel {
     this.select(id);
     say(byId("request-title"), `Request ${id}`);
     const where = Number.isInteger(pipeline) ? `pipeline ${pipeline}` : "no pipeline";
-    const facts = [outcome.replaceAll("_", " "), `${ms(ended - began)} ms`, `robot ${robot ?? "without a name"}`, where, `arrived at ${clock(began, 3)}`];
+    const facts = [
+      outcome.replaceAll("_", " "),
+      `${ms(ended - began)} ms`,
+      `robot ${robot ?? "without a name"}`,
+      where,
+      `arrived at ${clock(began, 3)}`,
+    ];
     say(byId("request-facts"), facts.join(" · "));
     byId("request-body").hidden = false;
     this.#parts(parts, ended - began);
     this.#path(path, ended - began);
     this.#shown = request;
     this.redraw();
+    this.#panel.scrollIntoView({ block: "nearest" });
   }
 
   #parts(parts, latency) {
     const named = Object.entries(parts).map(([name, value]) => [name.replace(/_ms$/, ""), value]);
-    const rank = ([name]) => (PARTS.indexOf(name) + 1 || PARTS.length + 1);
+    const rank = ([name]) => PARTS.indexOf(name) + 1 || PARTS.length + 1;
     named.sort((a, b) => rank(a) - rank(b));
     const rows = named.map(([name, value]) =>
-      html("tr", {}, html("th", { scope: "row" }, name), html("td", { class: "number" }, `${ms(value)} ms`), html("td", { class: "number" }, percent(value / latency))),
+      html(
+        "tr",
+        {},
+        html("th", { scope: "row" }, name),
+        html("td", { class: "number" }, `${ms(value)} ms`),
+        html("td", { class: "number" }, percent(value / latency)),
+      ),
     );
     byId("request-parts").replaceChildren(...rows);
   }

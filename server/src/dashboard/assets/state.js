@@ -20,16 +20,12 @@ export function percentile(sorted, q) {
 
 export class State {
   hello = null;
-  restarts = 0;
   restartedAt = null;
 
   /** Takes a hello; gives whether this is another server, or another run of it, than before. */
   greet(hello) {
     const other = this.hello?.run !== hello.run;
-    if (other && this.hello) {
-      this.restarts += 1;
-      this.restartedAt = new Date();
-    }
+    if (other && this.hello) this.restartedAt = new Date();
     if (other) this.#begin(hello);
     this.hello = hello;
     this.offsets = [];
@@ -49,7 +45,6 @@ export class State {
     this.answered = new Map(); // label → [trace id, robot, outcome, began, ended]
     this.slow = []; // { from, requests } of SLOW_BUCKET_MS each
     this.ticks = 0;
-    this.unseen = 0; // answers that ticks left out, of the last MEASURED_MS
   }
 
   /** Takes a tick that arrived at `arrived` (performance.now()). */
@@ -72,7 +67,17 @@ export class State {
       this.answered.delete(label);
     }
     const { now, outcomes, slices, chips, waiting, queue_capacity: capacity, pipelines } = tick;
-    this.last = { now, outcomes, slices, chips, waiting, capacity, pipelines, latencies, unseen: tick.answered_left_out ?? 0 };
+    this.last = {
+      now,
+      outcomes,
+      slices,
+      chips,
+      waiting,
+      capacity,
+      pipelines,
+      latencies,
+      unseen: tick.answered_left_out ?? 0,
+    };
     this.snapshots.push(this.last);
     while (this.snapshots.length > 2 && this.snapshots[1].now <= now - MEASURED_MS) this.snapshots.shift();
     this.#point(before);
@@ -101,7 +106,13 @@ export class State {
   /** Adds the last tick to the point of the charts that is being made. */
   #point(before) {
     const { now, outcomes, waiting, capacity, latencies } = this.last;
-    this.bucket ??= { from: before?.now ?? now, outcomes: before?.outcomes ?? outcomes, latencies: [], waiting: 0, measured: before !== null };
+    this.bucket ??= {
+      from: before?.now ?? now,
+      outcomes: before?.outcomes ?? outcomes,
+      latencies: [],
+      waiting: 0,
+      measured: before !== null,
+    };
     const bucket = this.bucket;
     bucket.latencies.push(...latencies);
     bucket.waiting = Math.max(bucket.waiting, waiting);
@@ -118,7 +129,10 @@ export class State {
 
   /** Latency percentiles, rates and counts of the last ten seconds. */
   figures() {
-    const sorted = this.snapshots.slice(1).flatMap(({ latencies }) => latencies).sort((a, b) => a - b);
+    const sorted = this.snapshots
+      .slice(1)
+      .flatMap(({ latencies }) => latencies)
+      .sort((a, b) => a - b);
     const [p50, p95, p99] = [0.5, 0.95, 0.99].map((q) => percentile(sorted, q));
     const [old, seconds] = this.#since(MEASURED_MS);
     const rate = old ? ((this.last.outcomes.done ?? 0) - (old.outcomes.done ?? 0)) / seconds : NaN;

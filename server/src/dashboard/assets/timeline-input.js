@@ -5,15 +5,18 @@ import { byId, say, tip } from "./page.js";
 const ZOOM = 1.5;
 const PAN = 0.15;
 
-/** Lets the user drive a timeline; `open(labels)` is called with the requests of an activity. */
+/**
+ * Lets the user drive a timeline; `open(labels)` is called with the requests of an activity.
+ * Gives what is to be called with every frame.
+ */
 export function driveTimeline(timeline, open) {
-  drivePointer(timeline, open);
+  const follow = drivePointer(timeline, open);
   const { canvas } = timeline;
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !key(timeline, open, event.key)) return;
     event.preventDefault();
     const { cursor } = timeline;
-    if (!cursor || cursor.at < 0 || !canvas.dataset.cursor) return tip("");
+    if (event.key === "Enter" || !cursor || cursor.at < 0 || !canvas.dataset.cursor) return tip("");
     const [x, y] = canvas.dataset.cursor.split(",").map(Number);
     const box = canvas.getBoundingClientRect();
     const words = timeline.words(cursor);
@@ -31,6 +34,7 @@ export function driveTimeline(timeline, open) {
     event.preventDefault();
     toggle(timeline);
   });
+  return follow;
 }
 
 function toggle(timeline) {
@@ -63,6 +67,7 @@ function key(timeline, open, pressed) {
 function drivePointer(timeline, open) {
   const { canvas } = timeline;
   let drag = null; // { x, moved }
+  let pointer = null; // where it is, on the canvas and in the window
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
@@ -70,7 +75,8 @@ function drivePointer(timeline, open) {
     canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!drag) return hover(timeline, event);
+    pointer = { x: event.offsetX, y: event.offsetY, clientX: event.clientX, clientY: event.clientY };
+    if (!drag) return hover(timeline, pointer);
     const by = event.clientX - drag.x;
     if (!drag.moved && Math.abs(by) < 4) return;
     drag = { x: event.clientX, moved: true };
@@ -91,6 +97,7 @@ function drivePointer(timeline, open) {
     canvas.classList.remove("grabbing");
   });
   canvas.addEventListener("pointerleave", () => {
+    pointer = null;
     timeline.hovered = 0;
     tip("");
   });
@@ -104,12 +111,14 @@ function drivePointer(timeline, open) {
     },
     { passive: false },
   );
+  // A live timeline moves under a pointer that rests.
+  return () => pointer && !drag && !timeline.paused && hover(timeline, pointer);
 }
 
 /** Shows what is under the pointer, and lets its request stand out on all chips. */
-function hover(timeline, event) {
-  const hit = timeline.hit(event.offsetX, event.offsetY);
+function hover(timeline, { x, y, clientX, clientY }) {
+  const hit = timeline.hit(x, y);
   const labels = hit ? timeline.labels(hit) : [];
   timeline.hovered = labels.length ? parseInt(labels[0], 16) : 0;
-  tip(hit ? timeline.words(hit) : "", event.clientX, event.clientY);
+  tip(hit ? timeline.words(hit) : "", clientX, clientY);
 }

@@ -115,7 +115,16 @@ export class Timeline {
     const right = this.right ?? Math.round(this.state.head(when) / pixel) * pixel;
     const { activities } = this.state;
     const cursor = this.cursor && `${this.cursor.row} ${this.cursor.at}`;
-    const drawn = [right, this.span, activities.total, this.selected, this.hovered, cursor, this.chip, theme.dark].join();
+    const drawn = [
+      right,
+      this.span,
+      activities.total,
+      this.selected,
+      this.hovered,
+      cursor,
+      this.chip,
+      theme.dark,
+    ].join();
     if (drawn === this.#drawn) return;
     this.#drawn = drawn;
     this.#paint(right);
@@ -125,7 +134,14 @@ export class Timeline {
     const { context, width, height } = canvasOf(this.canvas);
     const scale = (width - LEFT) / this.span;
     const left = right - this.span;
-    const view = { context, left, right, scale, x: (time) => LEFT + (time - left) * scale, focus: this.hovered || this.selected };
+    const view = {
+      context,
+      left,
+      right,
+      scale,
+      x: (time) => LEFT + (time - left) * scale,
+      focus: this.hovered || this.selected,
+    };
     this.view = { left, right, row: this.#rowHeight(height) };
     context.fillStyle = theme.panel;
     context.fillRect(0, 0, width, height);
@@ -149,7 +165,9 @@ export class Timeline {
   }
 
   #axis({ context, left, right, x }, width) {
-    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000].find((one) => (one / this.span) * width > 75) ?? 20_000;
+    const step =
+      [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000].find((one) => (one / this.span) * width > 75) ??
+      20_000;
     const digits = step >= 1000 ? 0 : step >= 100 ? 1 : step >= 10 ? 2 : 3;
     const bottom = TOP + this.#rows.length * this.view.row;
     context.textAlign = "center";
@@ -185,7 +203,8 @@ export class Timeline {
       if (run.place < 0) return;
       blocks += 1;
       if (lane) this.#block(view, run, top + 1 + height - foot, foot - 0.5, false);
-      else if (chip.kind[run.place] === 3) this.#stall(view, run, top + 1 + (height - foot) * 0.35, (height - foot) * 0.5);
+      else if (chip.kind[run.place] === 3)
+        this.#stall(view, run, top + 1 + (height - foot) * 0.35, (height - foot) * 0.5);
       else this.#pass(view, run, top + 1, height - foot);
     };
     for (let at = chip.from(left - 1000); at < chip.end; at++) {
@@ -210,13 +229,17 @@ export class Timeline {
     const stage = this.state.slices[run.chip.slice[run.place]].stage;
     const height = full * (HEIGHTS[stage] ?? 1);
     const wide = this.#block(view, run, top + full - height, height, run.to - run.from > 3);
-    if (wide < 12 || height < 7) return;
-    const { context } = view;
+    const { context, focus } = view;
+    if (wide < 12 || height < 7 || (focus && !this.state.activities.isOf(run.chip, run.place, focus))) return;
     const step = run.chip.step[run.place];
     context.fillStyle = theme.ink[colourOf(this.state.activities.label(run.chip, run.place, 0))];
     context.textAlign = "center";
     const single = run.last === run.place && step >= 0 && wide > 26;
-    context.fillText(single ? `${letter(stage)}${step}` : letter(stage), (run.from + run.to) / 2, top + full - height / 2 + 0.5);
+    context.fillText(
+      single ? `${letter(stage)}${step}` : letter(stage),
+      (run.from + run.to) / 2,
+      top + full - height / 2 + 0.5,
+    );
   }
 
   /** Fills a block with the colours of its requests; gives its width. */
@@ -281,7 +304,11 @@ export class Timeline {
 
   /** Chooses the next row down or up, and the activity in it that the last one stood next to. */
   moveRow(by) {
-    const row = Math.min(this.#rows.length - 1, Math.max(0, (this.cursor?.row ?? (by > 0 ? -1 : this.#rows.length)) + by));
+    if (!this.view || !this.#rows.length) return;
+    const row = Math.min(
+      this.#rows.length - 1,
+      Math.max(0, (this.cursor?.row ?? (by > 0 ? -1 : this.#rows.length)) + by),
+    );
     const { chip } = this.#rows[row];
     const old = this.cursor;
     const time = old && old.at >= 0 ? old.chip.began[old.at & old.chip.mask] : this.view.right;
@@ -291,11 +318,13 @@ export class Timeline {
   /** Chooses the activity before or after the chosen one, and shows it. */
   moveActivity(by, when) {
     if (!this.cursor) this.moveRow(1);
+    if (!this.cursor) return;
     this.pause(when);
     const { chip, row, at } = this.cursor;
     const { slice } = this.#rows[row];
     let next = at + by;
-    while (slice !== null && next >= chip.first && next < chip.end && chip.slice[next & chip.mask] !== slice) next += by;
+    while (slice !== null && next >= chip.first && next < chip.end && chip.slice[next & chip.mask] !== slice)
+      next += by;
     if (next < chip.first || next >= chip.end) return;
     this.cursor = { row, chip, at: next };
     const place = next & chip.mask;
@@ -307,7 +336,9 @@ export class Timeline {
   /** Trace labels of the requests that an activity was for. */
   labels({ chip, at }) {
     const place = at & chip.mask;
-    const labels = Array.from({ length: chip.count[place] }, (_, index) => this.state.activities.label(chip, place, index));
+    const labels = Array.from({ length: chip.count[place] }, (_, index) =>
+      this.state.activities.label(chip, place, index),
+    );
     return labels.filter((label) => label !== 0).map(labelText);
   }
 
@@ -353,7 +384,10 @@ class Run {
   takes(place, from, to) {
     if (this.place < 0) return false;
     const { chip } = this;
-    const same = chip.key[place] === chip.key[this.place] && chip.slice[place] === chip.slice[this.place] && chip.kind[place] === chip.kind[this.place];
+    const same =
+      chip.key[place] === chip.key[this.place] &&
+      chip.slice[place] === chip.slice[this.place] &&
+      chip.kind[place] === chip.kind[this.place];
     if (same && to - from < 5 && from - this.to < 0.75) {
       this.last = place;
       this.to = Math.max(this.to, to);

@@ -22,7 +22,12 @@ export function rate(value) {
 export const percent = (share) => (Number.isFinite(share) ? `${Math.round(share * 100)}%` : missing);
 
 export function bytes(value) {
-  for (const [unit, size] of [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]]) if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
+  for (const [unit, size] of [
+    ["GB", 1e9],
+    ["MB", 1e6],
+    ["kB", 1e3],
+  ])
+    if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
   return `${value} B`;
 }
 
