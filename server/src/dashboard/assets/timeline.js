@@ -37,8 +37,7 @@ export class Timeline {
 
   /** Starts over, with another board. */
   reset() {
-    this.right = null;
-    this.cursor = null;
+    this.resume();
     this.selected = this.hovered = 0;
     this.filter(null);
   }
