@@ -6,7 +6,7 @@ import { clock, ms, rate } from "./words.js";
 
 const SHOWN_MS = 300_000;
 const LEFT = 34;
-const RIGHT = 74; // names of lines stand at their ends
+const SAMPLE = 14; // of a line beside its name
 const TOP = 6;
 const BOTTOM = 15;
 /** Lines are told apart by their dashes and their names as well. */
@@ -75,46 +75,26 @@ class Chart {
   /** Draws lines over the points' times, and a `bound` that they should stay below, or reach. */
   draw(points, range, lines, bound) {
     const { context, width, height } = canvasOf(this.canvas);
-    const bottom = height - BOTTOM;
-    const x = (time) => LEFT + ((time - range.from) / (range.to - range.from)) * (width - LEFT - RIGHT);
-    const seen = lines.flatMap(({ values }) => values).filter(Number.isFinite);
-    const most = Math.max(0, ...seen, bound?.value ?? 0);
-    const ticks = steps(most || 1);
-    const y = (value) => bottom - (value / ticks.at(-1)) * (bottom - TOP);
-    this.#shown = { points, x, lines };
     context.clearRect(0, 0, width, height);
     context.font = "10px system-ui, sans-serif";
     context.textBaseline = "middle";
-    this.#grid(context, ticks, range, x, y, width, height);
-    const names = [];
+    const area = { context, height, right: width - this.#room(context, lines, bound), bottom: height - BOTTOM };
+    area.x = (time) => LEFT + ((time - range.from) / (range.to - range.from)) * (area.right - LEFT);
+    const seen = lines.flatMap(({ values }) => values).filter(Number.isFinite);
+    const ticks = steps(Math.max(0, ...seen, bound?.value ?? 0) || 1);
+    area.y = (value) => area.bottom - (value / ticks.at(-1)) * (area.bottom - TOP);
+    this.#shown = { points, x: area.x, lines };
+    grid(area, ticks, range);
+    const names = lines.map((line, index) => this.#line(area, points, range, line, DASHES[index % DASHES.length]));
     if (bound) {
-      stroke(context, theme.bad, [3, 3], 1, () => {
-        context.moveTo(LEFT, y(bound.value));
-        context.lineTo(width - RIGHT, y(bound.value));
-      });
-      names.push({ text: bound.name, colour: theme.bad, y: y(bound.value) });
+      const y = area.y(bound.value);
+      stroke(context, theme.bad, [3, 3], 1, [
+        [LEFT, y],
+        [area.right, y],
+      ]);
+      names.push({ text: bound.name, colour: theme.bad, y });
     }
-    lines.forEach(({ name, values, colour }, index) => {
-      const paint = theme.requests[colour];
-      stroke(context, paint, DASHES[index % DASHES.length], 1.6, () =>
-        trace(context, points, values, x, y, range.from),
-      );
-      const now = values.at(-1);
-      names.push({
-        text: Number.isFinite(now) ? `${name} ${this.write(now)}` : name,
-        colour: paint,
-        mark: true,
-        y: Number.isFinite(now) ? y(now) : bottom,
-      });
-    });
-    spread(names, TOP, bottom);
-    context.textAlign = "left";
-    for (const { text, colour, mark, y: at } of names) {
-      context.fillStyle = colour;
-      if (mark) context.fillRect(width - RIGHT + 3, at - 3, 4, 6);
-      context.fillStyle = mark ? theme.text : colour;
-      context.fillText(text, width - RIGHT + 10, at, RIGHT - 10);
-    }
+    this.#names(area, names);
     if (!lines.length) {
       context.fillStyle = theme.quiet;
       context.fillText("every request was answered", LEFT + 8, TOP + 10);
@@ -124,20 +104,41 @@ class Chart {
     this.canvas.dataset.points = points.length;
   }
 
-  #grid(context, ticks, range, x, y, width, height) {
-    context.textAlign = "right";
-    for (const tick of ticks) {
-      context.fillStyle = theme.grid;
-      context.fillRect(LEFT, Math.round(y(tick)), width - LEFT - RIGHT, 1);
-      context.fillStyle = theme.quiet;
-      context.fillText(tick >= 1000 ? `${tick / 1000}k` : String(tick), LEFT - 5, y(tick));
+  /** The width that names at the ends of lines take; it does not change with every value. */
+  #room(context, lines, bound) {
+    const texts = [...lines.map(({ name }) => `${name} 88.8`), bound?.name ?? ""];
+    return SAMPLE + 12 + Math.max(...texts.map((text) => context.measureText(text).width));
+  }
+
+  /** Draws a line; gives its name with its last value. */
+  #line({ context, x, y, bottom }, points, range, { name, values, colour }, dash) {
+    const paint = theme.requests[colour];
+    for (const piece of pieces(points, values, range.from)) {
+      stroke(
+        context,
+        paint,
+        dash,
+        1.6,
+        piece.map(([time, value]) => [x(time), y(value)]),
+      );
     }
-    context.textAlign = "center";
-    const seconds = (range.to - range.from) / 1000;
-    const step = [5, 10, 15, 30, 60, 120].find((one) => seconds / one <= 5) ?? 120;
-    for (let ago = 0; ago <= seconds; ago += step) {
-      const text = ago === 0 ? "now" : ago % 60 ? `−${ago} s` : `−${ago / 60} min`;
-      context.fillText(text, x(range.to - ago * 1000), height - 6);
+    const now = values.at(-1);
+    if (!Number.isFinite(now)) return { text: name, colour: paint, dash, y: bottom };
+    return { text: `${name} ${this.write(now)}`, colour: paint, dash, y: y(now) };
+  }
+
+  /** Writes names beside the ends of their lines, with a piece of the line. */
+  #names({ context, right, bottom }, names) {
+    spread(names, TOP, bottom);
+    context.textAlign = "left";
+    for (const { text, colour, dash, y } of names) {
+      if (dash)
+        stroke(context, colour, dash, 2, [
+          [right + 4, y],
+          [right + 4 + SAMPLE, y],
+        ]);
+      context.fillStyle = dash ? theme.text : colour;
+      context.fillText(text, right + 8 + SAMPLE, y);
     }
   }
 
@@ -157,33 +158,46 @@ class Chart {
   }
 }
 
-function stroke(context, colour, dash, width, path) {
+function grid({ context, x, y, right, height }, ticks, range) {
+  context.textAlign = "right";
+  for (const tick of ticks) {
+    context.fillStyle = theme.grid;
+    context.fillRect(LEFT, Math.round(y(tick)), right - LEFT, 1);
+    context.fillStyle = theme.quiet;
+    context.fillText(tick >= 1000 ? `${tick / 1000}k` : String(tick), LEFT - 5, y(tick));
+  }
+  context.textAlign = "center";
+  const seconds = (range.to - range.from) / 1000;
+  const most = Math.max(1, (right - LEFT) / 48);
+  const step = [5, 10, 15, 30, 60, 120].find((one) => seconds / one <= most) ?? 300;
+  for (let ago = 0; ago <= seconds; ago += step) {
+    const text = ago === 0 ? "now" : ago % 60 ? `−${ago} s` : `−${ago / 60} min`;
+    context.fillText(text, x(range.to - ago * 1000), height - 6);
+  }
+}
+
+function stroke(context, colour, dash, width, points) {
   context.strokeStyle = colour;
   context.setLineDash(dash);
   context.lineWidth = width;
   context.lineJoin = "round";
   context.beginPath();
-  path();
+  for (const [x, y] of points) context.lineTo(x, y);
+  // One point alone is seen too.
+  if (points.length === 1) context.lineTo(points[0][0] + 1, points[0][1]);
   context.stroke();
   context.setLineDash([]);
 }
 
-/** A line through the values there are; it breaks where there is none. */
-function trace(context, points, values, x, y, from) {
-  let open = false;
+/** A line's times and values from a time on, in pieces that break where there is no value. */
+function pieces(points, values, from) {
+  const all = [[]];
   points.forEach(({ at }, index) => {
-    const value = values[index];
-    if (at < from || !Number.isFinite(value)) {
-      open = false;
-      return;
-    }
-    if (open) context.lineTo(x(at), y(value));
-    else {
-      context.moveTo(x(at), y(value));
-      context.lineTo(x(at) + 0.5, y(value)); // one point alone is seen too
-    }
-    open = true;
+    if (at < from) return;
+    if (Number.isFinite(values[index])) all.at(-1).push([at, values[index]]);
+    else if (all.at(-1).length) all.push([]);
   });
+  return all.filter((piece) => piece.length);
 }
 
 /** Three or four round numbers from 0 to at least `max`. */

@@ -54,15 +54,13 @@ function bySlice({ activities }) {
       transport ?? "",
     ];
     const thin = Boolean(activity.bytes || transport);
-    rows
-      .get(key)
-      .bars.push({
-        began: activity.began,
-        ended: activity.ended,
-        thin,
-        wait: what === "wait" || what === "stall",
-        words: facts.filter(Boolean).join(", "),
-      });
+    rows.get(key).bars.push({
+      began: activity.began,
+      ended: activity.ended,
+      thin,
+      wait: what === "wait" || what === "stall",
+      words: facts.filter(Boolean).join(", "),
+    });
   }
   return rows.values();
 }
