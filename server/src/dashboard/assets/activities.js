@@ -1,9 +1,10 @@
 // What the chips did, in buffers that never grow: the oldest activities make room for the newest.
 
-/** Activities of all chips together. */
+/** Most activities that are kept, of all chips together. */
 const ACTIVITIES = 1 << 19;
-/** Request labels of all activities together. */
+/** Most request labels that are kept, of all activities together. */
 const LABELS = 1 << 20;
+const GAPS = 512;
 
 export const KINDS = ["pass", "send", "receive", "stall"];
 
@@ -49,7 +50,7 @@ export class Activities {
     this.pool = new Uint32Array(LABELS);
     this.pooled = 0;
     this.total = 0;
-    this.leftOut = 0;
+    this.gaps = []; // [from, to]: times of which the server left something out
   }
 
   /** Takes a tick's activities; `sliceAt(pipeline, slice)` numbers slices through. */
@@ -81,6 +82,13 @@ export class Activities {
       }
       this.total += 1;
     }
+  }
+
+  /** Notes that the server left out activities between two times. */
+  miss(from, to) {
+    if (this.gaps.at(-1)?.[1] === from) this.gaps.at(-1)[1] = to;
+    else this.gaps.push([from, to]);
+    if (this.gaps.length > GAPS) this.gaps.shift();
   }
 
   /** Label number `index` of the activity in `place`; 0 when it made room for newer ones. */

@@ -91,8 +91,8 @@ function figures() {
   const { waiting, capacity } = state.last;
   say(byId("figure-waiting"), `${waiting} of ${capacity}`);
   say(byId("latency-note"), unseen ? `of ${Math.round((100 * seen) / (seen + unseen))}% of the answers` : "");
-  const { leftOut } = state.activities;
-  say(byId("timeline-note"), leftOut ? `${leftOut} activities of the last tick are not shown` : "");
+  const { leftOut } = state.last;
+  say(byId("timeline-note"), leftOut ? `${leftOut} activities of the last half second are not shown` : "");
 }
 
 /** Shows how the server is reached: connecting, live, reconnecting or refused. */

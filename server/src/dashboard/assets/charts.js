@@ -11,6 +11,9 @@ const TOP = 6;
 const BOTTOM = 15;
 /** Lines are told apart by their dashes and their names as well. */
 const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3], [10, 4]];
+/** Outcomes in the order of their looks. */
+const REFUSALS = ["queue_full", "superseded", "expired", "deadline_impossible", "failed", "bad_request", "cancelled"];
+const REFUSALS_SHOWN = 5;
 
 export class Charts {
   constructor(state) {
@@ -49,15 +52,20 @@ export class Charts {
     queue.draw(history, range, [line("waiting", (p) => p.waiting, 0)], capacity);
   }
 
-  /** The outcomes other than done that there are, most frequent first. */
+  /** Outcomes other than done that there are: the most frequent ones, each with a look of its own. */
   #refusals(line) {
     const { outcomes } = this.state.last;
     const names = Object.keys(outcomes).filter((name) => name !== "done" && outcomes[name] > 0);
     names.sort((a, b) => outcomes[b] - outcomes[a]);
-    const shown = names
-      .slice(0, 5)
-      .map((name, index) => line(name.replaceAll("_", " "), (p) => p.rates[name] ?? 0, [5, 1, 3, 0, 4][index]));
-    const rest = names.slice(5);
+    const looks = [...REFUSALS, ...names.filter((name) => !REFUSALS.includes(name)).sort()];
+    const shown = names.slice(0, REFUSALS_SHOWN).map((name) => {
+      const look = looks.indexOf(name);
+      return {
+        ...line(name.replaceAll("_", " "), (p) => p.rates[name] ?? 0, look % 7),
+        dash: DASHES[look % DASHES.length],
+      };
+    });
+    const rest = names.slice(REFUSALS_SHOWN);
     if (rest.length) shown.push(line("others", (p) => rest.reduce((sum, name) => sum + (p.rates[name] ?? 0), 0), 6));
     return shown;
   }
@@ -85,7 +93,9 @@ class Chart {
     area.y = (value) => area.bottom - (value / ticks.at(-1)) * (area.bottom - TOP);
     this.#shown = { points, x: area.x, lines };
     grid(area, ticks, range);
-    const names = lines.map((line, index) => this.#line(area, points, range, line, DASHES[index % DASHES.length]));
+    const names = lines.map((line, index) =>
+      this.#line(area, points, range, line, line.dash ?? DASHES[index % DASHES.length]),
+    );
     if (bound) {
       const y = area.y(bound.value);
       stroke(context, theme.bad, [3, 3], 1, [

@@ -54,7 +54,8 @@ export class State {
     if (this.offsets.length > 40) this.offsets.shift();
     this.offset = Math.min(...this.offsets);
     this.activities.take(tick.activities, (pipeline, slice) => this.sliceNumbers[pipeline]?.[slice]);
-    this.activities.leftOut = tick.activities_left_out ?? 0;
+    const leftOut = tick.activities_left_out ?? 0;
+    if (leftOut) this.activities.miss(before?.now ?? tick.now - 500, tick.now);
     const latencies = [];
     for (const answer of tick.answered) {
       const [id, , outcome, began, ended] = answer;
@@ -77,6 +78,7 @@ export class State {
       pipelines,
       latencies,
       unseen: tick.answered_left_out ?? 0,
+      leftOut,
     };
     this.snapshots.push(this.last);
     while (this.snapshots.length > 2 && this.snapshots[1].now <= now - MEASURED_MS) this.snapshots.shift();
