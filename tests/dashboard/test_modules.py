@@ -97,3 +97,21 @@ def test_the_state_stays_bounded_for_hours(page: Page) -> None:
     assert sizes["slowest"] == [46] * 12
     assert sizes["load"] == 0.5 and sizes["pass"] == 250 and sizes["rate"] == 2 and 40 <= sizes["p50"] <= 46
     assert sizes["seconds"] == 10 and sizes["head"] == 36_000_000 - 700
+
+
+def test_times_of_which_something_is_missing_are_known(page: Page) -> None:
+    gaps = page.script("""
+        const { State } = await import("/dashboard/state.js");
+        const hello = { run: "one", board: { chips: [{ id: 0 }], links: [] }, pipelines: [] };
+        const state = new State();
+        const tick = (now, leftOut) => state.take({
+            now, waiting: 0, queue_capacity: 1, pipelines: [], outcomes: {}, slices: [], chips: { 0: 0 },
+            answered: [], activities: [], activities_left_out: leftOut,
+        }, now);
+        state.greet(hello);
+        for (const [now, leftOut] of [[500, 0], [1000, 5], [1500, 1], [2000, 0]]) tick(now, leftOut);
+        state.greet({ ...hello }); // connected again
+        for (const [now, leftOut] of [[9000, 0], [9500, 0]]) tick(now, leftOut);
+        return state.activities.gaps;
+    """)
+    assert gaps == [[500, 1500], [2000, 9000]]

@@ -16,6 +16,8 @@ const BANDS = 4; // requests of a batch that are told apart by colour
 export const isTransfer = (chip, place) => chip.kind[place] === 1 || chip.kind[place] === 2;
 
 export class Painter {
+  #hatched = { colour: "", pattern: null };
+
   constructor(state) {
     this.state = state;
   }
@@ -52,9 +54,15 @@ export class Painter {
     for (const [from, to] of this.state.activities.gaps) {
       if (to < left || from > right) continue;
       const start = Math.max(LEFT, x(from));
-      context.fillStyle = hatch(context);
+      context.fillStyle = this.#hatch(context);
       context.fillRect(start, TOP, x(to) - start, bottom - TOP);
     }
+  }
+
+  #hatch(context) {
+    const colour = theme.wait;
+    if (this.#hatched.colour !== colour) this.#hatched = { colour, pattern: hatch(context, colour) };
+    return this.#hatched.pattern;
   }
 
   /** Paints a row; gives how many blocks that took. Passes stand in it, transfers lie along its foot. */
@@ -167,10 +175,11 @@ function frame({ context, x, row }, cursor) {
 }
 
 /** The pattern of times of which not everything is known. */
-function hatch(context) {
+function hatch(context, colour) {
   const tile = new OffscreenCanvas(8, 8);
   const pen = tile.getContext("2d");
-  pen.strokeStyle = theme.line;
+  pen.strokeStyle = colour;
+  pen.globalAlpha = 0.4;
   for (const shift of [-8, 0, 8]) {
     pen.moveTo(shift, 8);
     pen.lineTo(shift + 8, 0);

@@ -28,6 +28,7 @@ export class State {
     if (other && this.hello) this.restartedAt = new Date();
     if (other) this.#begin(hello);
     this.hello = hello;
+    this.interrupted = !other; // nothing was heard since the last tick
     this.offsets = [];
     return other;
   }
@@ -55,7 +56,7 @@ export class State {
     this.offset = Math.min(...this.offsets);
     this.activities.take(tick.activities, (pipeline, slice) => this.sliceNumbers[pipeline]?.[slice]);
     const leftOut = tick.activities_left_out ?? 0;
-    if (leftOut) this.activities.miss(before?.now ?? tick.now - 500, tick.now);
+    if (leftOut || this.interrupted) this.activities.miss(before?.now ?? tick.now - 500, tick.now);
     const latencies = [];
     for (const answer of tick.answered) {
       const [id, , outcome, began, ended] = answer;
@@ -83,6 +84,7 @@ export class State {
     this.snapshots.push(this.last);
     while (this.snapshots.length > 2 && this.snapshots[1].now <= now - MEASURED_MS) this.snapshots.shift();
     this.#point(before);
+    this.interrupted = false;
     this.ticks += 1;
   }
 

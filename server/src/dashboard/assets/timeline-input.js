@@ -21,7 +21,7 @@ export function driveTimeline(timeline, open) {
     const box = canvas.getBoundingClientRect();
     const words = timeline.words(cursor);
     tip(words, box.left + x, box.top + y);
-    say(byId("timeline-note"), words.replaceAll("\n", " · "));
+    say(byId("timeline-said"), words.replaceAll("\n", " · "));
   });
   canvas.addEventListener("blur", () => tip(""));
   const turn = (id, act) => byId(id).addEventListener("click", act);
