@@ -56,7 +56,7 @@ mod ticket;
 mod workers;
 
 pub use devices::DeviceError;
-pub use pipeline::{Pipeline, PipelineStats, Stats};
+pub use pipeline::{Pipeline, PipelineStats, SetAside, Stats};
 pub use recorder::{LinkStats, SliceStats};
 pub use request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 pub use scheduler::Counts;
