@@ -9,6 +9,8 @@ import signal
 import struct
 import subprocess
 import threading
+import time
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -79,10 +81,22 @@ class Server:
         try:
             assert self._told.wait(PATIENCE), "the server did not say where it listens"
             assert self._address, "the server ended before it listened"
+            self._until_ready()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _until_ready(self) -> None:
+        """Polls `/readyz`, which answers 200 once actions can be asked for."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://{self.address}/readyz", timeout=PATIENCE):
+                    return
+            except urllib.error.HTTPError:
+                time.sleep(0.02)
+        raise AssertionError("the server does not become ready")
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -32,6 +32,7 @@ def choose_activity(page: Page) -> tuple[float, float]:
     page.until("no blocks on the timeline", lambda: page.number("blocks") > 0)
     page["timeline"].send_keys(" ", Keys.ARROW_DOWN, ",")
     x, y = page.until("no activity was chosen", lambda: page["timeline"].get_attribute("data-cursor")).split(",")
+    page.ticks()  # its request is answered by now
     return float(x), float(y)
 
 
@@ -125,6 +126,16 @@ def test_an_address_leads_to_a_request(page: Page, galaxy: Server) -> None:
     galaxy.ask("arm", trace)
     page.chrome.get("about:blank")
     page.chrome.get(f"{galaxy.dashboard}#{trace}")
+    until_request(page)
+    assert trace in page["request-title"].text
+
+
+def test_a_request_on_its_way_is_shown_when_it_is_answered(page: Page, galaxy: Server) -> None:
+    trace = "55555555eeeeeeee66666666ffffffff"
+    page["open-id"].send_keys(trace, Keys.ENTER)
+    page.until("no word", lambda: page["request-state"].text not in ("", "Asking the server …"))
+    assert ["404" in error for error in page.errors()] == [True]
+    galaxy.ask("arm", trace)
     until_request(page)
     assert trace in page["request-title"].text
 

@@ -24,6 +24,7 @@ def test_a_server_that_was_restarted_is_found_again(chrome: webdriver.Chrome) ->
         page.until("the page does not come back", lambda: page.data("connection") == "live")
         page.until("it takes the server for the old one", lambda: page.data("run") not in ("", run))
         assert page["restarted"].is_displayed() and "restarted" in page["restarted"].text
+        assert page.all("header")[0].rect["height"] < 60, "the head takes more than a line"
         # What was paused is gone with the old server.
         assert page.data("paused") == "false"
         page.until("nothing is answered", lambda: page.number("answered") > 0 and page.number("blocks") > 0)

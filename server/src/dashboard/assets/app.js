@@ -40,14 +40,14 @@ function hello(event) {
   const other = state.greet(event);
   byId("emulated").hidden = !emulated;
   const many = pipelines.length === 1 ? "1 pipeline" : `${pipelines.length} pipelines`;
+  byId("restarted").title = "The server was started anew; everything shown is of the new one";
   say(byId("what"), `${version} · ${variant} on ${hardware.name} · ${many}`);
   document.title = `${hardware.name} · Tensact`;
   document.body.dataset.run = event.run;
   if (!other) return;
   const { restartedAt } = state;
   byId("restarted").hidden = !restartedAt;
-  if (restartedAt)
-    say(byId("restarted"), `server restarted at ${restartedAt.toLocaleTimeString([], { hour12: false })}`);
+  if (restartedAt) say(byId("restarted"), `restarted ${restartedAt.toLocaleTimeString([], { hour12: false })}`);
   timeline.reset();
   filter(null);
   board.draw();
@@ -99,6 +99,7 @@ function figures() {
 function connection(name, why) {
   document.body.dataset.connection = name;
   byId("connection").title = why;
+  if (!state.hello) say(byId("what"), why);
   sayConnection();
 }
 
