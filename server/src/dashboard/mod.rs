@@ -3,8 +3,6 @@
 mod board;
 mod events;
 mod request;
-#[cfg(test)]
-mod tests;
 mod tick;
 
 use std::sync::Arc;
@@ -36,7 +34,7 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 macro_rules! files {
     ($($name:literal: $kind:ident),* $(,)?) => {
         /// Name, content type and content of every file of the page.
-        const FILES: &[(&str, &str, &str)] = &[$(($name, $kind, include_str!(concat!("assets/", $name)))),*];
+        pub(crate) const FILES: &[(&str, &str, &str)] = &[$(($name, $kind, include_str!(concat!("assets/", $name)))),*];
     };
 }
 

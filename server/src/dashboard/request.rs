@@ -1,6 +1,7 @@
 //! One request, in full.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json as Body;
 use axum::extract::{Path, State};
@@ -8,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value as Json, json};
 use tensact::telemetry::{Activity, Doing, Journal, Leg, RequestTrace, Segment, TraceId};
+use tensact::topology::StageKind;
 
 use super::milliseconds;
 use crate::http::refuse;
@@ -51,10 +53,18 @@ fn find(journal: &Journal, digits: &str) -> Vec<Arc<RequestTrace>> {
 
 fn described(request: &RequestTrace, path: &[Segment]) -> Json {
     let RequestTrace { trace, robot, outcome, arrived, submitted, ended, attempts, .. } = request;
-    let first = attempts.first().map_or(*ended, |attempt| attempt.dispatched);
     let last = attempts.last();
+    let first = last.map_or(*ended, |attempt| attempt.dispatched).max(*submitted);
+    // When a stage was through with it, and not before the stage in front of it.
+    let through = |stage: StageKind, after: Duration| {
+        let computed = last.into_iter().flat_map(|attempt| &attempt.activities);
+        let computed = computed.filter(|activity| activity.stage == stage && activity.doing.computes());
+        computed.map(|activity| activity.ended.min(*ended)).fold(after, Duration::max)
+    };
+    let seen = through(StageKind::Vision, first);
+    let cached = through(StageKind::Prefix, seen);
     let activities: Vec<_> = request.activities().cloned().collect();
-    let activities = Activity::passes(&activities, std::time::Duration::MAX);
+    let activities = Activity::passes(&activities, Duration::MAX);
     json!({
         "trace_id": trace,
         "robot": robot.as_deref(),
@@ -65,8 +75,10 @@ fn described(request: &RequestTrace, path: &[Segment]) -> Json {
         "attempts": attempts.len(),
         "parts": {
             "preprocess_ms": milliseconds(*submitted - *arrived),
-            "queue_ms": milliseconds(first.saturating_sub(*submitted)),
-            "pipeline_ms": milliseconds(ended.saturating_sub(first)),
+            "queue_ms": milliseconds(first - *submitted),
+            "vision_ms": milliseconds(seen - first),
+            "prefix_ms": milliseconds(cached - seen),
+            "denoise_ms": milliseconds(*ended - cached),
         },
         "activities": activities.iter().map(|activity| described_activity(activity, *trace)).collect::<Vec<_>>(),
         "path": path.iter().map(|segment| leg(segment, *trace)).collect::<Vec<_>>(),

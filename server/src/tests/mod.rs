@@ -2,6 +2,7 @@
 //! that mean no good, without a socket. The chips are emulated, and their digests show whose answer an answer is.
 
 mod abuse;
+mod dashboard;
 mod http;
 mod limits;
 mod protocol;
@@ -120,6 +121,20 @@ impl Site {
 
     async fn get(&self, path: &str) -> String {
         self.http(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await
+    }
+
+    /// What an answer that has no end begins with: as much as holds `mark` so many times.
+    async fn get_until(&self, path: &str, mark: &str, times: usize) -> String {
+        let mut stream = self.dial();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let (mut answer, mut part) = (String::new(), [0; 4096]);
+        while answer.matches(mark).count() < times {
+            let read = stream.read(&mut part).await.unwrap();
+            assert!(read > 0, "{answer}");
+            answer += std::str::from_utf8(&part[..read]).unwrap();
+        }
+        answer
     }
 
     /// Waits until the pipeline works on something.

@@ -11,6 +11,9 @@ use tensact::telemetry::TraceId;
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 
+/// Characters of a `traceparent`, at least: shorter ones the library would fill up with zeros.
+const LENGTH: usize = 55;
+
 /// A request's trace.
 #[derive(Debug, Clone)]
 pub(crate) struct TraceContext {
@@ -45,7 +48,7 @@ impl TraceContext {
     /// A trace that goes on where the caller says, or a new one when it says nothing that can be read: what is wrong with a trace
     /// is no reason not to answer.
     pub(crate) fn new(parent: Option<&str>, state: Option<&str>) -> Self {
-        let sent = parent.map(|parent| Sent { parent, state });
+        let sent = parent.filter(|parent| parent.len() >= LENGTH).map(|parent| Sent { parent, state });
         let context = sent.map(|sent| TraceContextPropagator::new().extract(&sent));
         let parent = context.map(|context| context.span().span_context().clone());
         let parent = parent.filter(SpanContext::is_valid);

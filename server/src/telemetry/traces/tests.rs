@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tensact::runtime::checkpoint::synth::SynthSize;
-use tensact::runtime::observation::Observation;
+use tensact::runtime::observation::{Image, Layout, Observation};
 use tensact::telemetry::Outcome;
 use tensact::topology::{Deployment, ModelSizes, Variant};
 use tensact::{Options, Pipeline, Request};
@@ -101,8 +101,12 @@ async fn serve(pipeline: &Arc<Pipeline>, traces: &Arc<Traces>, requests: usize) 
             let parent = (number % 2 == 0).then(|| format!("00-{:032x}-{:016x}-01", number + 1, number + 1));
             let context = TraceContext::new(parent.as_deref(), None);
             let arrived = SystemTime::now();
-            let observation =
-                Observation { state: vec![0.0; 8], prompt: Some("go".into()), ..Observation::default() };
+            let image = Image::from_u8(Layout::Hwc, 8, 8, vec![0; 8 * 8 * 3]).unwrap();
+            let observation = Observation {
+                images: [("base_0_rgb".to_owned(), image)].into(),
+                state: vec![0.0; 8],
+                prompt: Some("go".into()),
+            };
             let request = Request { trace: Some(context.trace), ..Request::default() };
             pipeline.infer(observation, request).await.unwrap();
             let ended = Ended {
