@@ -93,11 +93,14 @@ impl Otlp {
     /// # Errors
     /// Says which variable is no good, and what it may be.
     pub fn from_env() -> Result<Self, OtlpError> {
-        Self::read(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        Self::from_variables(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 
     /// The same from elsewhere.
-    pub(crate) fn read(get: &dyn Fn(&str) -> Option<String>) -> Result<Self, OtlpError> {
+    ///
+    /// # Errors
+    /// Says which variable is no good, and what it may be.
+    pub fn from_variables(get: &dyn Fn(&str) -> Option<String>) -> Result<Self, OtlpError> {
         let variables = Variables(get);
         let resource = variables.resource()?;
         let disabled =

@@ -3,7 +3,7 @@
 use crate::telemetry::otlp::{Otlp, OtlpError};
 
 fn read(variables: &[(&str, &str)]) -> Result<Otlp, OtlpError> {
-    Otlp::read(&|name| {
+    Otlp::from_variables(&|name| {
         variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
     })
 }

@@ -72,7 +72,7 @@ fn exporting(address: SocketAddr, protocol: &str, interval: u32) -> Metrics {
         ("OTEL_TRACES_EXPORTER", "none".into()),
     ]
     .into();
-    let otlp = Otlp::read(&|name| variables.get(name).cloned()).unwrap();
+    let otlp = Otlp::from_variables(&|name| variables.get(name).cloned()).unwrap();
     Metrics::new(otlp.resource, otlp.metrics)
 }
 

@@ -112,9 +112,9 @@ impl Traces {
         let pipeline =
             journal.and_then(|journal| Some((journal.request(ended.context.trace)?, Arc::clone(journal))));
         if let Err(TrySendError::Full(_)) = jobs.try_send(Job { ended, pipeline })
-            && self.dropped.fetch_add(1, Ordering::Relaxed).is_power_of_two_or_zero()
+            && self.dropped.fetch_add(1, Ordering::Relaxed) == 0
         {
-            tracing::warn!("more requests end than spans can be made for: traces are dropped");
+            tracing::warn!("more requests end than spans can be made for: some traces are left out");
         }
     }
 
@@ -122,21 +122,15 @@ impl Traces {
     pub(crate) fn shut_down(&self, grace: Duration) {
         let Some(Sender { jobs, thread }) = locked(&self.sender).take() else { return };
         drop(jobs);
+        match self.dropped.load(Ordering::Relaxed) {
+            0 => {}
+            dropped => tracing::warn!(dropped, "traces were left out"),
+        }
         if let Ok(processor) = thread.join()
             && let Err(error) = processor.shutdown_with_timeout(grace)
         {
             tracing::warn!("spans were not all sent: {error}");
         }
-    }
-}
-
-trait PowerOfTwo {
-    fn is_power_of_two_or_zero(self) -> bool;
-}
-
-impl PowerOfTwo for u64 {
-    fn is_power_of_two_or_zero(self) -> bool {
-        self == 0 || self.is_power_of_two()
     }
 }
 

@@ -62,7 +62,7 @@ fn traces(address: SocketAddr, sampler: &str) -> Traces {
         ("OTEL_TRACES_SAMPLER", sampler.into()),
     ]);
     let get = |name: &str| variables.get(name).cloned();
-    let Otlp { resource, spans, .. } = Otlp::read(&get).unwrap();
+    let Otlp { resource, spans, .. } = Otlp::from_variables(&get).unwrap();
     Traces::new(spans.unwrap(), &resource, Sampling::read(&get).unwrap())
 }
 
