@@ -49,14 +49,15 @@ mod seat;
 pub mod simulate;
 mod stage;
 mod start;
+pub mod telemetry;
 #[cfg(feature = "ttnn")]
 mod tenstorrent;
 mod ticket;
 mod workers;
 
 pub use devices::DeviceError;
-pub use pipeline::{Pipeline, PipelineStats, Stats};
-pub use recorder::SliceStats;
+pub use pipeline::{Pipeline, PipelineStats, SetAside, Stats};
+pub use recorder::{LinkStats, SliceStats};
 pub use request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 pub use scheduler::Counts;
 pub use start::{Options, ProfileChoice, StartError, locate};

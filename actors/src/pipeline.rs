@@ -12,15 +12,17 @@ use tensact_runtime::policy::Sample;
 use tensact_runtime::preprocess::statistics::Source;
 use tensact_runtime::preprocess::{Prepared, Preprocessor, Warning};
 use tensact_topology::deployment::Deployment;
-use tensact_topology::{Board, ModelSizes};
+use tensact_topology::workload::slice_memory;
+use tensact_topology::{Board, ChipId, ModelSizes, Placement, RequestShape, Residence};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::engine::{Blueprint, Engine};
-use crate::recorder::SliceStats;
+use crate::recorder::{LinkStats, SliceStats};
 use crate::request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 use crate::scheduler::{Answer, Counts, Limits};
 use crate::start::{Loaded, Options, StartError, checkpoint_of, needs_threads, this_machine};
+use crate::telemetry::Journal;
 use crate::ticket::milliseconds;
 use crate::workers::Workers;
 
@@ -33,6 +35,10 @@ pub struct Stats {
     pub waiting: usize,
     /// The pipelines of the deployment.
     pub pipelines: Vec<PipelineStats>,
+    /// How long each chip has computed or transferred since the start, in milliseconds.
+    pub chips: BTreeMap<ChipId, f64>,
+    /// Links between chips that were used.
+    pub links: Vec<LinkStats>,
 }
 
 /// One pipeline of a deployment.
@@ -46,6 +52,15 @@ pub struct PipelineStats {
     pub slices: Vec<SliceStats>,
 }
 
+/// Memory that a placement sets aside on a chip, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct SetAside {
+    /// Weights, caches and activations.
+    pub dram_bytes: u64,
+    /// Weights that stay in L1.
+    pub l1_bytes: u64,
+}
+
 /// A running deployment for one kind of robot.
 ///
 /// Must be used within the tokio runtime it was started in. Dropping it stops everything at the next boundary between
@@ -54,6 +69,9 @@ pub struct Pipeline {
     engine: Engine,
     preprocessor: Arc<Preprocessor>,
     board: Arc<Board>,
+    placement: Placement,
+    limits: Limits,
+    request: RequestShape,
     sizes: ModelSizes,
     steps: Steps,
     statistics: Source,
@@ -170,15 +188,17 @@ impl Pipeline {
         deployment: Deployment,
         load: impl FnOnce(&Deployment) -> Result<Loaded, StartError> + Send + 'static,
     ) -> Result<Self, StartError> {
-        let Deployment { batching, admission, deadlines, .. } = deployment;
-        let loaded = tokio::task::spawn_blocking(move || load(&deployment)).await;
-        let loaded = loaded.map_err(|_| StartError::Interrupted)??;
+        let limits = Limits::new(deployment.batching, deployment.admission);
+        let default_ms = deployment.deadlines.default_ms;
+        let load = move || load(&deployment).map(|loaded| (deployment.request(&loaded.sizes), loaded));
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let (request, loaded) = loaded.map_err(|_| StartError::Interrupted)??;
         let board = Arc::new(loaded.board);
         let engine = Engine::start(Blueprint {
             board: Arc::clone(&board),
             sizes: loaded.sizes,
-            placement: loaded.placement,
-            limits: Limits::new(batching, admission),
+            placement: loaded.placement.clone(),
+            limits,
             devices: loaded.devices,
             clock: Clock::real(),
             log: None,
@@ -190,10 +210,13 @@ impl Pipeline {
             engine: engine.await,
             preprocessor: Arc::new(loaded.preprocessor),
             board,
+            placement: loaded.placement,
+            limits,
+            request,
             sizes: loaded.sizes,
             steps: loaded.steps,
             statistics: loaded.statistics,
-            deadline: deadlines.default_ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok()),
+            deadline: default_ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok()),
             workers: Workers::default(),
         })
     }
@@ -211,6 +234,37 @@ impl Pipeline {
     /// The board that it runs on.
     pub fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// What runs where.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// What the deployment is laid out for.
+    pub fn request(&self) -> RequestShape {
+        self.request
+    }
+
+    /// Memory that the placement sets aside on each chip.
+    pub fn memory_set_aside(&self) -> BTreeMap<ChipId, SetAside> {
+        let mut chips = BTreeMap::<ChipId, SetAside>::new();
+        let in_flight = self.limits.max_in_flight;
+        for slice in self.placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
+            let memory = slice_memory(&self.sizes, slice, &self.request, in_flight);
+            let l1_bytes = if slice.residence == Residence::L1 { memory.weight_bytes } else { 0 };
+            for chip in &slice.chips {
+                let aside = chips.entry(*chip).or_default();
+                aside.l1_bytes += l1_bytes;
+                aside.dram_bytes += memory.total_bytes() - l1_bytes;
+            }
+        }
+        chips
+    }
+
+    /// Most observations that wait.
+    pub fn queue_capacity(&self) -> usize {
+        self.limits.queue
     }
 
     /// The policy's sizes.
@@ -235,7 +289,7 @@ impl Pipeline {
     /// # Errors
     /// When observation, noise or previous chunk cannot be used; when the pipeline refuses the request or gives it up.
     pub async fn infer(&self, observation: Observation, request: Request) -> Result<ActionChunk, InferError> {
-        let (clock, arrival) = (Instant::now(), self.engine.arrive());
+        let (clock, arrival) = (Instant::now(), self.engine.arrive(request.trace));
         let deadline = request.deadline.or(self.deadline);
         let robot = request.robot.clone();
         let state = observation.state.clone();
@@ -266,13 +320,21 @@ impl Pipeline {
 
     /// What it has done and does.
     pub async fn stats(&self) -> Stats {
+        let recorder = &self.engine.recorder;
+        let chips = recorder.busy().into_iter().map(|(chip, busy)| (chip, milliseconds(busy))).collect();
+        let links = recorder.links();
         let Some(seen) = self.engine.look().await else {
-            return Stats { counts: Counts::default(), waiting: 0, pipelines: Vec::new() };
+            return Stats { counts: Counts::default(), waiting: 0, pipelines: Vec::new(), chips, links };
         };
         let pipelines = seen.pipelines.into_iter().enumerate().map(|(number, (in_service, in_flight))| {
-            PipelineStats { in_service, in_flight, slices: self.engine.recorder.slices(number) }
+            PipelineStats { in_service, in_flight, slices: recorder.slices(number) }
         });
-        Stats { counts: seen.counts, waiting: seen.waiting, pipelines: pipelines.collect() }
+        Stats { counts: seen.counts, waiting: seen.waiting, pipelines: pipelines.collect(), chips, links }
+    }
+
+    /// What its chips do for which requests, taken down from the first call on.
+    pub fn journal(&self) -> &Arc<Journal> {
+        self.engine.recorder.keep_journal()
     }
 
     /// Takes no more requests, and waits until all that were admitted are answered.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,6 +10,7 @@ use tensact_topology::{ChipId, LayerRange, StageKind};
 
 use crate::clock::{Clock, Moment};
 use crate::seat::Share;
+use crate::telemetry::{Activity, Journal, Transport};
 use crate::ticket::{RequestId, Ticket, milliseconds};
 
 /// A slice of a pipeline of the deployment.
@@ -77,15 +78,30 @@ pub struct SliceStats {
     pub restarts: u64,
 }
 
-/// Counters of slices and chips, and the log.
+/// Bytes that went from one chip to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LinkStats {
+    /// A chip of the slice that sent.
+    pub from: ChipId,
+    /// A chip of the slice that received.
+    pub to: ChipId,
+    /// How.
+    pub transport: Transport,
+    /// Bytes since the start.
+    pub bytes: u64,
+}
+
+/// Counters of slices, chips and links, the log, and the journal if anybody wants one.
 pub(crate) struct Recorder {
     clock: Clock,
+    journal: OnceLock<Arc<Journal>>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     slices: Vec<Vec<Record>>,
     chips: BTreeMap<ChipId, Duration>,
+    links: BTreeMap<(ChipId, ChipId, Transport), u64>,
     log: Option<Log>,
 }
 
@@ -111,12 +127,30 @@ impl Recorder {
             busy: Duration::ZERO,
         };
         let slices = pipelines.iter().map(|pipeline| pipeline.slices.iter().map(record).collect()).collect();
-        Self { clock, inner: Mutex::new(Inner { slices, chips: BTreeMap::new(), log }) }
+        let (chips, links) = Default::default();
+        Self { clock, journal: OnceLock::new(), inner: Mutex::new(Inner { slices, chips, links, log }) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Counters stay true whatever panicked beside them.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The journal, which is kept from the first call on.
+    pub(crate) fn keep_journal(&self) -> &Arc<Journal> {
+        self.journal.get_or_init(|| Journal::new(self.clock))
+    }
+
+    /// Takes something down, if anybody wants to know.
+    pub(crate) fn take_down(&self, write: impl FnOnce(&Journal)) {
+        if let Some(journal) = self.journal.get() {
+            write(journal);
+        }
+    }
+
+    /// Takes an activity down, if anybody wants to know.
+    pub(crate) fn acted(&self, activity: impl FnOnce() -> Activity) {
+        self.take_down(|journal| journal.acted(activity()));
     }
 
     /// Writes to the log, if there is one.
@@ -145,14 +179,14 @@ impl Recorder {
         chips: impl Iterator<Item = ChipId>,
         share: Share,
         batch: &[Arc<Ticket>],
-    ) {
+    ) -> Moment {
         let now = self.clock.now();
         let mut inner = self.inner();
         let record = &mut inner.slices[place.pipeline][place.slice];
         record.busy += now - began;
         record.stats.running = record.stats.running.saturating_sub(batch.len());
         // Layer by layer it makes a pass with the last one.
-        if share != (Share::Layer { last: false }) {
+        if !matches!(share, Share::Layer { last: false, .. }) {
             record.stats.passes += 1;
             record.stats.requests += batch.len() as u64;
         }
@@ -162,6 +196,7 @@ impl Recorder {
         if let Some(log) = &mut inner.log {
             log(now, &What::Ended(place));
         }
+        now
     }
 
     pub(crate) fn transferred(&self, chips: impl Iterator<Item = ChipId>, took: Duration) {
@@ -169,6 +204,18 @@ impl Recorder {
         for chip in chips {
             *inner.chips.entry(chip).or_default() += took;
         }
+    }
+
+    /// Counts what was sent from chip to chip.
+    pub(crate) fn sent(&self, from: ChipId, to: ChipId, transport: Transport, bytes: u64) {
+        *self.inner().links.entry((from, to, transport)).or_default() += bytes;
+    }
+
+    /// What went over the links.
+    pub(crate) fn links(&self) -> Vec<LinkStats> {
+        let links = self.inner().links.clone();
+        let stats = |((from, to, transport), bytes)| LinkStats { from, to, transport, bytes };
+        links.into_iter().map(stats).collect()
     }
 
     pub(crate) fn failed(&self, place: Place, cause: &str, batch: usize) {

@@ -13,12 +13,13 @@ use tensact_topology::{
 };
 
 use crate::chip::{Chips, Rank, Turn};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::edge::Outbox;
 use crate::home::Home;
 use crate::memo::Memo;
 use crate::recorder::{Place, Recorder};
 use crate::simulate::faults::{FaultKind, SliceFaults};
+use crate::telemetry::{Activity, Doing, Member, Transport};
 use crate::ticket::Ticket;
 
 /// Why a stage failed. Its supervisor starts it again.
@@ -58,9 +59,29 @@ pub(crate) enum Share {
     Pass,
     /// One of them.
     Layer {
-        /// The last one.
+        /// Which.
+        layer: usize,
+        /// Whether it is the last one.
         last: bool,
     },
+}
+
+/// Requests that a slice computes for at the same time.
+#[derive(Clone, Copy)]
+pub(crate) struct Batch<'a> {
+    pub(crate) tickets: &'a [Arc<Ticket>],
+    /// Most images of a request that the pass sees.
+    pub(crate) cameras: usize,
+    /// Denoising steps of the requests, where the expert works.
+    pub(crate) steps: &'a [usize],
+}
+
+impl Batch<'_> {
+    /// The same for those who look on.
+    fn members(&self) -> Vec<Member> {
+        let steps = self.steps.iter().copied().map(Some).chain(std::iter::repeat(None));
+        self.tickets.iter().zip(steps).map(|(ticket, step)| ticket.member(step)).collect()
+    }
 }
 
 impl Seat {
@@ -83,33 +104,68 @@ impl Seat {
         &mut self,
         _turn: &Turn,
         share: Share,
-        batch: &[Arc<Ticket>],
-        cameras: usize,
+        batch: Batch<'_>,
         compute: impl FnOnce() -> Result<T, SliceError>,
     ) -> Result<T, StageFault> {
-        let slowdown = self.suffer().await?;
-        let began = self.recorder.begin(self.place, share, batch);
+        let slowdown = self.suffer(batch).await?;
+        let began = self.recorder.begin(self.place, share, batch.tickets);
         let result = compute().map_err(|error| self.fault(error.to_string()))?;
         if let Some(costs) = &mut self.costs {
-            let pass = costs.pass(batch, cameras);
+            let pass = costs.pass(batch.tickets, batch.cameras);
             let shares = if share == Share::Pass { 1 } else { self.layers.len() as u32 };
             // What was computed here is part of the chip's time.
             let spent = self.clock.now() - began;
             self.occupy((pass / shares).mul_f64(slowdown).saturating_sub(spent)).await;
         }
-        self.recorder.end(self.place, began, self.chips.ids(), share, batch);
+        let ended = self.recorder.end(self.place, began, self.chips.ids(), share, batch.tickets);
+        let cameras = batch.cameras;
+        let (doing, layers) = match share {
+            Share::Pass => (Doing::Pass { cameras }, self.layers),
+            Share::Layer { layer, last } => (Doing::Layer { cameras, last }, LayerRange::one(layer)),
+        };
+        let taken_down = || Activity { layers, ..self.activity(doing, began, ended, batch.members()) };
+        self.recorder.acted(taken_down);
         Ok(result)
     }
 
+    /// Something that this slice's chips did.
+    fn activity(&self, doing: Doing, began: Moment, ended: Moment, members: Vec<Member>) -> Activity {
+        Activity {
+            pipeline: self.place.pipeline,
+            slice: self.place.slice,
+            stage: self.stage,
+            layers: self.layers,
+            chips: self.chips.ids().collect(),
+            doing,
+            began,
+            ended,
+            members,
+        }
+    }
+
+    /// Takes down that a request was held up here without a chip.
+    pub(crate) fn held_up(&self, ticket: &Ticket, doing: Doing, began: Moment, ended: Moment) {
+        if began < ended {
+            let chips: Arc<[ChipId]> = Arc::new([]);
+            let held = || Activity { chips, ..self.activity(doing, began, ended, vec![ticket.member(None)]) };
+            self.recorder.acted(held);
+        }
+    }
+
     /// What the simulation has in store for the next computation: how much longer it takes.
-    async fn suffer(&self) -> Result<f64, StageFault> {
+    async fn suffer(&self, batch: Batch<'_>) -> Result<f64, StageFault> {
         let Some(faults) = &self.faults else { return Ok(1.0) };
         while let Some(kind) = faults.due(self.clock.now()) {
             match kind {
                 // Unwinds like a panic, without the panic hook's message.
                 FaultKind::Crash => std::panic::resume_unwind(Box::new("injected crash")),
                 FaultKind::Error => return Err(self.fault("injected device error".into())),
-                FaultKind::Stall(duration) => self.clock.wait(duration).await,
+                FaultKind::Stall(duration) => {
+                    let began = self.clock.now();
+                    self.clock.wait(duration).await;
+                    let ended = self.clock.now();
+                    self.recorder.acted(|| self.activity(Doing::Stall, began, ended, batch.members()));
+                }
                 FaultKind::Slow { .. } | FaultKind::LinkDown(_) => {}
             }
         }
@@ -134,29 +190,37 @@ impl Seat {
         {
             return Err(self.fault("the link is down".into()));
         }
-        let takes = way.takes(content.ticket(), images);
-        if let Err(parcel) = way.outbox.try_send(Parcel { takes, content }) {
+        let load = way.load(&content, images);
+        let member = content.ticket().member(content.step());
+        if let Err(parcel) = way.outbox.try_send(Parcel { load, content }) {
             *turn = None;
+            let began = self.clock.now();
+            let ticket = Arc::clone(parcel.content.ticket());
             tokio::select! {
                 biased;
                 () = way.outbox.send(parcel) => {}
                 // Nobody takes it any more.
                 () = self.home.closing() => {}
             }
+            self.held_up(&ticket, Doing::Blocked { to: load.wire.to }, began, self.clock.now());
         }
-        if !takes.is_zero() {
-            if turn.is_none() {
-                *turn = Some(self.take(rank).await);
-            }
-            self.transfer(takes).await;
+        if turn.is_none() && !load.takes.is_zero() {
+            *turn = Some(self.take(rank).await);
+        }
+        let Load { wire: Wire { from, to, transport }, bytes, .. } = load;
+        if transport != Transport::Local {
+            self.recorder.sent(from, to, transport, bytes);
+            self.transfer(load, Doing::Send { to, bytes, transport }, member).await;
         }
         Ok(())
     }
 
     /// Takes what has arrived: the chips, which are taken, are busy with it for a while.
-    pub(crate) async fn receive<T>(&mut self, _turn: &Turn, parcel: Parcel<T>) -> T {
-        if !parcel.takes.is_zero() {
-            self.transfer(parcel.takes).await;
+    pub(crate) async fn receive<T: Content>(&mut self, _turn: &Turn, parcel: Parcel<T>) -> T {
+        let Load { wire: Wire { from, transport, .. }, bytes, takes } = parcel.load;
+        if !takes.is_zero() {
+            let member = parcel.content.ticket().member(parcel.content.step());
+            self.transfer(parcel.load, Doing::Receive { from, bytes, transport }, member).await;
         }
         parcel.content
     }
@@ -169,10 +233,14 @@ impl Seat {
         self.lag = (self.lag + (self.clock.now() - began)).saturating_sub(takes).min(LAG_MAX);
     }
 
-    async fn transfer(&mut self, takes: Duration) {
+    async fn transfer(&mut self, load: Load, doing: Doing, member: Member) {
         let began = self.clock.now();
-        self.occupy(takes).await;
-        self.recorder.transferred(self.chips.ids(), self.clock.now() - began);
+        if !load.takes.is_zero() {
+            self.occupy(load.takes).await;
+        }
+        let ended = self.clock.now();
+        self.recorder.transferred(self.chips.ids(), ended - began);
+        self.recorder.acted(|| self.activity(doing, began, ended, vec![member]));
     }
 
     pub(crate) fn fault(&self, cause: String) -> StageFault {
@@ -186,32 +254,65 @@ impl Seat {
     }
 }
 
-/// What travels over an edge, and for how long.
+/// What travels over an edge.
 pub(crate) struct Parcel<T> {
     pub(crate) content: T,
+    pub(crate) load: Load,
+}
+
+/// How heavy a parcel is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) wire: Wire,
+    pub(crate) bytes: u64,
+    /// Time that its transfer takes on an emulated board.
     pub(crate) takes: Duration,
+}
+
+/// What an edge goes over: a chip of either end, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wire {
+    pub(crate) from: ChipId,
+    pub(crate) to: ChipId,
+    pub(crate) transport: Transport,
 }
 
 /// What an edge carries belongs to a ticket.
 pub(crate) trait Content {
-    fn ticket(&self) -> &Ticket;
+    fn ticket(&self) -> &Arc<Ticket>;
+
+    /// The denoising step that it is for, if it is for one.
+    fn step(&self) -> Option<usize> {
+        None
+    }
+
+    /// Bytes of its tensors on the host.
+    fn bytes(&self) -> u64;
 }
 
 /// An edge out of a slice, and what a transfer over it takes on an emulated board.
 pub(crate) struct Way<T> {
     pub(crate) outbox: Outbox<T>,
+    pub(crate) wire: Wire,
     pub(crate) costs: Option<EdgeCosts>,
 }
 
 impl<T> Clone for Way<T> {
     fn clone(&self) -> Self {
-        Self { outbox: self.outbox.clone(), costs: self.costs.clone() }
+        Self { outbox: self.outbox.clone(), wire: self.wire, costs: self.costs.clone() }
     }
 }
 
 impl<T> Way<T> {
-    fn takes(&mut self, ticket: &Ticket, images: usize) -> Duration {
-        self.costs.as_mut().map_or(Duration::ZERO, |costs| costs.transfer(ticket, images))
+    fn load(&mut self, content: &impl Content, images: usize) -> Load {
+        let (wire, bytes) = (self.wire, content.bytes());
+        match &mut self.costs {
+            Some(costs) => {
+                let (takes, bytes) = costs.transfer(content.ticket(), images);
+                Load { wire, bytes, takes }
+            }
+            None => Load { wire, bytes, takes: Duration::ZERO },
+        }
     }
 }
 
@@ -266,7 +367,7 @@ impl Costs {
 pub(crate) struct EdgeCosts {
     base: CostBase,
     edge: Edge,
-    known: Memo<(usize, usize), Duration>,
+    known: Memo<(usize, usize), (Duration, u64)>,
 }
 
 impl EdgeCosts {
@@ -274,8 +375,8 @@ impl EdgeCosts {
         Self { base, edge, known: Memo::default() }
     }
 
-    /// One transfer for a request; of `images` images, where the edge carries those.
-    fn transfer(&mut self, ticket: &Ticket, images: usize) -> Duration {
+    /// Time and bytes of one transfer for a request; of `images` images, where the edge carries those.
+    fn transfer(&mut self, ticket: &Ticket, images: usize) -> (Duration, u64) {
         let tokens = ticket.sample.input.tokens.len();
         let Self { base, edge, known } = self;
         known.get_or((images, tokens), || {
@@ -284,7 +385,8 @@ impl EdgeCosts {
             let dealt = if edge.payload == Payload::ImageTokens { from } else { to };
             let cameras = images * dealt.camera_chips();
             let request = RequestShape { cameras, prompt_tokens: tokens, steps: 1, batch: 1 };
-            Duration::from_secs_f64(base.model(request).edge(&base.pipeline, edge).transfer_ms / 1e3)
+            let cost = base.model(request).edge(&base.pipeline, edge);
+            (Duration::from_secs_f64(cost.transfer_ms / 1e3), cost.bytes)
         })
     }
 }

@@ -15,6 +15,7 @@ use tensact_runtime::policy::Sample;
 use crate::clock::Moment;
 use crate::home::Home;
 use crate::scheduler::{Ended, Gone};
+use crate::telemetry::{Member, TraceId};
 
 /// A request, for as long as the pipeline runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +74,7 @@ impl Fate {
 /// What all messages of an attempt hold.
 pub(crate) struct Ticket {
     pub(crate) id: AttemptId,
+    pub(crate) trace: TraceId,
     pub(crate) pipeline: usize,
     pub(crate) sample: Arc<Sample>,
     pub(crate) deadline: Option<Moment>,
@@ -80,23 +82,22 @@ pub(crate) struct Ticket {
     pub(crate) fate: Arc<Fate>,
     /// It failed before: it runs alone, so that it cannot take others with it again.
     pub(crate) alone: bool,
+    pub(crate) marks: Passed,
+    pub(crate) home: Arc<Home>,
+}
+
+/// When an attempt passed the stages, as far as it has.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
     seen: OnceLock<Moment>,
     cached: OnceLock<Moment>,
-    home: Arc<Home>,
 }
 
 impl Ticket {
-    pub(crate) fn new(
-        id: AttemptId,
-        pipeline: usize,
-        sample: Arc<Sample>,
-        deadline: Option<Moment>,
-        dispatched: Moment,
-        alone: bool,
-        home: Arc<Home>,
-    ) -> Self {
-        let (fate, seen, cached) = Default::default();
-        Self { id, pipeline, sample, deadline, dispatched, fate, alone, seen, cached, home }
+    /// The request for those who look on.
+    pub(crate) fn member(&self, step: Option<usize>) -> Member {
+        let AttemptId { request, number } = self.id;
+        Member { trace: self.trace, request: request.0, attempt: number, step }
     }
 
     /// Cameras that are there.
@@ -113,17 +114,21 @@ impl Ticket {
     }
 
     pub(crate) fn mark_seen(&self, now: Moment) {
-        let _ = self.seen.set(now);
+        let _ = self.marks.seen.set(now);
     }
 
     pub(crate) fn mark_cached(&self, now: Moment) {
-        let _ = self.cached.set(now);
+        let _ = self.marks.cached.set(now);
     }
 
     /// Ends the attempt with actions.
     pub(crate) fn finish(&self, actions: Tensor) {
         let mark = |mark: &OnceLock<Moment>| mark.get().copied().unwrap_or(self.dispatched);
-        let marks = Marks { dispatched: self.dispatched, seen: mark(&self.seen), cached: mark(&self.cached) };
+        let marks = Marks {
+            dispatched: self.dispatched,
+            seen: mark(&self.marks.seen),
+            cached: mark(&self.marks.cached),
+        };
         self.end(End::Done(actions, marks));
     }
 

@@ -82,6 +82,11 @@ impl Tensor {
         &self.data
     }
 
+    /// Bytes that the values take.
+    pub fn bytes(&self) -> u64 {
+        size_of_val(self.data()) as u64
+    }
+
     /// All values in row-major order, to change in place.
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data

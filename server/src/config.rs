@@ -1,4 +1,4 @@
-//! How robots are served: the tables `[robot]` and `[server]` of a deployment file.
+//! How robots are served: the tables `[robot]`, `[server]` and `[telemetry]` of a deployment file.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,22 @@ pub struct Config {
     pub robot: Robot,
     /// `[server]`.
     pub server: Server,
+    /// `[telemetry]`.
+    pub telemetry: Telemetry,
+}
+
+/// What is told about requests.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Requests that take longer are traced whatever the sampler says.
+    pub slow_ms: f64,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { slow_ms: 1000.0 }
+    }
 }
 
 /// Which robot connects.
@@ -178,6 +194,9 @@ pub enum ConfigError {
     /// A certificate without its key, or the other way round.
     #[error("TLS needs both tls_cert and tls_key")]
     HalfTls,
+    /// A time that nothing takes.
+    #[error("slow_ms in [telemetry] is {0}: expected a time in milliseconds above 0")]
+    Slow(f64),
     /// A limit that nothing fits in.
     #[error("{0} in [server.limits] is 0: expected at least 1")]
     Limit(&'static str),
@@ -196,6 +215,9 @@ impl Config {
         }
         if self.server.tls_cert.is_some() != self.server.tls_key.is_some() {
             return Err(ConfigError::HalfTls);
+        }
+        if !(self.telemetry.slow_ms > 0.0 && self.telemetry.slow_ms.is_finite()) {
+            return Err(ConfigError::Slow(self.telemetry.slow_ms));
         }
         let Limits { message_bytes, image_pixels, connections, connections_per_address, header_ms, idle_ms } =
             self.server.limits;

@@ -3,6 +3,7 @@
 mod auth;
 mod chunking;
 pub mod config;
+mod dashboard;
 mod http;
 mod listen;
 pub mod load;

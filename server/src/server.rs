@@ -113,6 +113,7 @@ async fn send_the_rest(serving: Arc<Serving>) {
     let (done, sent) = oneshot::channel();
     // Nobody waits for a thread of its own.
     std::thread::spawn(move || {
+        serving.traces.shut_down(GOODBYE);
         serving.metrics.shut_down();
         let _ = done.send(());
     });

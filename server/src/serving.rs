@@ -1,13 +1,13 @@
 //! What all connections share: the policy, who may ask, and the way from a message to an answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use serde_json::{Value as Json, json};
 use tensact::runtime::preprocess::statistics::Source;
-use tensact::topology::ChipId;
+use tensact::telemetry::Entry;
 use tensact::{Chunking, InferError, Pipeline, Refusal, Request};
 use tokio::sync::SetOnce;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -17,9 +17,12 @@ use tokio_util::task::TaskTracker;
 use crate::auth::ApiKeys;
 use crate::chunking::{ChunkingError, Memory};
 use crate::config::Config;
+use crate::dashboard::Hub;
 use crate::openpi::{Answer, Asked, BadObservation, Reader, Rtc};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{ChipMemory, MemoryKind, Metrics};
 use crate::telemetry::otlp::Otlp;
+use crate::telemetry::passes::Passes;
+use crate::telemetry::traces::{Ended, TraceContext, Traces};
 use crate::wire::{Value, WireError, read_json, read_msgpack, write_msgpack};
 
 /// Unknown keys that are named in the log before it falls silent about them.
@@ -108,7 +111,12 @@ pub(crate) struct Policy {
 pub(crate) struct Serving {
     pub(crate) config: Config,
     pub(crate) keys: ApiKeys,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traces: Traces,
+    /// Sends what happens to pages that show it.
+    pub(crate) hub: Hub,
+    /// Names this run of the server.
+    pub(crate) run: String,
     /// Nothing new is begun once it is cancelled.
     pub(crate) stop: CancellationToken,
     /// Connections end at once when it is cancelled.
@@ -120,21 +128,55 @@ pub(crate) struct Serving {
 }
 
 /// A request that has no outcome yet; if it is dropped without one, nobody waits for it any more.
-struct Counted<'m> {
-    metrics: &'m Metrics,
+struct Asking<'s> {
+    serving: &'s Serving,
+    /// As its span is called.
+    name: &'static str,
+    context: TraceContext,
     arrived: Instant,
+    /// How long its message was read.
+    read: Duration,
+    robot: Option<Arc<str>>,
+    answered: bool,
 }
 
-impl Counted<'_> {
-    fn record(self, answer: &Result<Answer, Failure>) {
-        self.metrics.record(answer, self.arrived.elapsed());
-        std::mem::forget(self);
+impl Asking<'_> {
+    fn answered(mut self, answer: &Result<Answer, Failure>) {
+        self.answered = true;
+        self.serving.metrics.record(answer, self.arrived.elapsed());
+        match answer {
+            Ok(_) => self.ended("done", None),
+            Err(failure) => self.ended(failure.outcome(), Some(failure.to_string())),
+        }
+    }
+
+    fn ended(&self, outcome: &'static str, problem: Option<String>) {
+        let traces = &self.serving.traces;
+        if !traces.is_on() {
+            return;
+        }
+        let answered = SystemTime::now();
+        let arrived = answered.checked_sub(self.arrived.elapsed()).unwrap_or(answered);
+        let ended = Ended {
+            context: self.context.clone(),
+            name: self.name,
+            robot: self.robot.clone(),
+            outcome,
+            problem,
+            arrived,
+            read: arrived + self.read,
+            answered,
+        };
+        traces.ended(ended, self.serving.policy().map(|policy| policy.pipeline.journal()));
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.metrics.cancelled(self.arrived.elapsed());
+        if !self.answered {
+            self.serving.metrics.cancelled(self.arrived.elapsed());
+            self.ended("cancelled", None);
+        }
     }
 }
 
@@ -151,10 +193,19 @@ pub(crate) struct Caller {
 
 impl Serving {
     pub(crate) fn new(config: Config, keys: ApiKeys, otlp: Otlp) -> Arc<Self> {
+        let Otlp { resource, spans, sampling, metrics } = otlp;
+        let slow = Duration::try_from_secs_f64(config.telemetry.slow_ms / 1e3).ok();
+        let traces = match spans {
+            Some(exporter) => Traces::new(exporter, &resource, sampling.slow(slow)),
+            None => Traces::default(),
+        };
         Arc::new(Self {
             config,
             keys,
-            metrics: Metrics::new(otlp.resource, otlp.metrics),
+            metrics: Arc::new(Metrics::new(resource, metrics)),
+            traces,
+            hub: Hub::default(),
+            run: TraceContext::new(None, None).trace.label(),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -173,6 +224,13 @@ impl Serving {
         }
         description["metadata"] = metadata;
         let greeting = write_msgpack(&greeting.into()).into();
+        let (metrics, mut passes) = (Arc::clone(&self.metrics), Passes::default());
+        pipeline.journal().listen(Box::new(move |entry| {
+            if let Entry::Activity(activity) = entry {
+                passes.take(activity, &metrics);
+            }
+        }));
+        self.metrics.chips_memory(memory(&pipeline));
         // The server loads one policy.
         let _ = self.policy.set(Policy { pipeline: Arc::new(pipeline), description, greeting });
     }
@@ -213,15 +271,7 @@ impl Serving {
     /// Brings what metrics know of the pipeline up to date.
     pub(crate) async fn look(&self) {
         let Some(policy) = self.policy() else { return };
-        let stats = policy.pipeline.stats().await;
-        let mut busy: BTreeMap<ChipId, Duration> = BTreeMap::new();
-        for slice in stats.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
-            for chip in &slice.chips {
-                *busy.entry(*chip).or_default() += Duration::from_secs_f64(slice.busy_ms / 1e3);
-            }
-        }
-        self.metrics.look(&stats);
-        self.metrics.chips_busy(Instant::now(), busy);
+        self.metrics.look(Instant::now(), policy.pipeline.stats().await);
     }
 
     /// Looks every now and then, for collectors and for what metrics say about the last seconds, until the server stops.
@@ -252,11 +302,20 @@ impl Serving {
         message: Bytes,
         format: Format,
         caller: &Caller,
+        name: &'static str,
+        context: TraceContext,
     ) -> Result<Answer, Failure> {
-        let arrived = Instant::now();
-        let counted = Counted { metrics: &self.metrics, arrived };
-        let answer = self.try_answer(arrived, message, format, caller).await;
-        counted.record(&answer);
+        let mut asking = Asking {
+            serving: self,
+            name,
+            context,
+            arrived: Instant::now(),
+            read: Duration::ZERO,
+            robot: caller.name.clone(),
+            answered: false,
+        };
+        let answer = self.try_answer(&mut asking, message, format, caller).await;
+        asking.answered(&answer);
         if let Err(failure) = &answer {
             tracing::debug!(robot = caller.name.as_deref(), outcome = failure.outcome(), "{failure}");
         }
@@ -265,19 +324,28 @@ impl Serving {
 
     async fn try_answer(
         self: &Arc<Self>,
-        arrived: Instant,
+        asking: &mut Asking<'_>,
         message: Bytes,
         format: Format,
         caller: &Caller,
     ) -> Result<Answer, Failure> {
+        let arrived = asking.arrived;
         if self.stop.is_cancelled() {
             return Err(InferError::from(Refusal::Closed).into());
         }
         let policy = self.policy().ok_or(Failure::Loading)?;
         // Messages of a connection are answered by one task: who had the turn reaches the pipeline before it rests.
         let turn = caller.turn.lock().await;
-        let asked = self.read(&policy.pipeline, message, format).await?;
+        let asked = self.read(&policy.pipeline, message, format).await;
+        asking.read = arrived.elapsed();
+        let mut asked = asked?;
         drop(turn);
+        if let Some(parent) = asked.traceparent.take() {
+            asking.context.follow(&parent);
+        }
+        if asked.robot.is_some() {
+            asking.robot.clone_from(&asked.robot);
+        }
         self.log_unknown(&asked.unknown);
         let Asked { observation, start, steps, deadline, robot, rtc, request_id, .. } = asked;
         let chunking = rtc.map(|rtc| self.chunking(rtc, caller)).transpose()?.flatten();
@@ -285,14 +353,15 @@ impl Serving {
         let deadline = deadline.or(policy.pipeline.deadline());
         let left = deadline.map(|deadline| deadline.saturating_sub(reading));
         let robot = robot.or_else(|| caller.name.clone());
-        let request = Request { start, steps, chunking, deadline: left, robot };
+        let trace = asking.context.trace;
+        let request = Request { start, steps, chunking, deadline: left, robot, trace: Some(trace) };
         let chunk = policy.pipeline.infer(observation, request).await;
         let chunk = chunk.map_err(|error| Failure::of(error, reading))?;
         let took = arrived.elapsed();
         if let Some(memory) = &caller.memory {
             locked(memory).remember(&chunk, took);
         }
-        Ok(Answer { chunk, request_id, took, read: reading, deadline })
+        Ok(Answer { chunk, request_id, trace, took, read: asking.read, deadline })
     }
 
     /// Reads a message off the async threads.
@@ -323,6 +392,18 @@ impl Serving {
             }
         }
     }
+}
+
+/// What the placement sets aside on its chips. Weights, caches and activations lie in DRAM, but for weights that are to stay in L1.
+fn memory(pipeline: &Pipeline) -> Vec<ChipMemory> {
+    let mut memory = Vec::new();
+    for chip in pipeline.board().chips() {
+        let Some(aside) = pipeline.memory_set_aside().get(&chip.id).copied() else { continue };
+        let of = |kind, usage, limit| ChipMemory { chip: chip.id, kind, usage, limit };
+        memory.push(of(MemoryKind::Dram, aside.dram_bytes, chip.spec.dram_bytes));
+        memory.push(of(MemoryKind::L1, aside.l1_bytes, chip.spec.l1_bytes()));
+    }
+    memory
 }
 
 /// Where scales come from; not the path, which is nobody's business.

@@ -64,6 +64,11 @@ impl LayerRange {
         if start < end { Ok(Self { start, end }) } else { Err(EmptyLayerRange { start, end }) }
     }
 
+    /// A single layer.
+    pub fn one(layer: usize) -> Self {
+        Self { start: layer, end: layer + 1 }
+    }
+
     /// First layer.
     pub fn start(self) -> usize {
         self.start

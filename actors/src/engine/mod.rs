@@ -16,7 +16,7 @@ use tensact_topology::{Board, ChipId, ModelSizes, Pipeline, Placement};
 use tokio::sync::oneshot;
 
 use crate::chip::Chip;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::devices::Devices;
 use crate::home::Home;
 use crate::recorder::{Log, Recorder};
@@ -25,6 +25,7 @@ use crate::scheduler::{
     Abandon, Cancel, Connect, Drain, Limits, Look, Outcome, Scheduler, SchedulerArgs, Seen, Submit,
 };
 use crate::simulate::faults::SliceFaults;
+use crate::telemetry::TraceId;
 use crate::ticket::RequestId;
 use wiring::Wiring;
 
@@ -79,8 +80,9 @@ impl Engine {
     }
 
     /// Numbers a request, so that of two observations of a robot the later one is known, however long they are prepared.
-    pub(crate) fn arrive(&self) -> RequestId {
-        RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
+    pub(crate) fn arrive(&self, trace: Option<TraceId>) -> Arrival {
+        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        Arrival { id, trace: trace.unwrap_or_else(|| TraceId::of_number(id.0)), at: self.clock.now() }
     }
 
     /// Hands a request in. Dropping what is returned cancels it.
@@ -90,19 +92,19 @@ impl Engine {
         robot: Option<Arc<str>>,
         deadline: Option<Duration>,
     ) -> Pending {
-        self.submit_as(self.arrive(), sample, robot, deadline)
+        self.submit_as(self.arrive(None), sample, robot, deadline)
     }
 
     /// Hands a request in that has arrived before.
     pub(crate) fn submit_as(
         &self,
-        id: RequestId,
+        Arrival { id, trace, at: arrived }: Arrival,
         sample: Sample,
         robot: Option<Arc<str>>,
         deadline: Option<Duration>,
     ) -> Pending {
         let (reply, outcome) = oneshot::channel();
-        let submit = Submit { id, sample: Arc::new(sample), robot, deadline, reply };
+        let submit = Submit { id, trace, arrived, sample: Arc::new(sample), robot, deadline, reply };
         // A scheduler that is gone drops the reply, which the caller sees.
         let _ = self.scheduler.tell(submit).try_send();
         Pending { id, outcome, scheduler: self.scheduler.clone() }
@@ -136,6 +138,14 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.home.close();
     }
+}
+
+/// A request that has arrived, and may still have to be prepared.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival {
+    id: RequestId,
+    trace: TraceId,
+    at: Moment,
 }
 
 /// A request that was handed in.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use kameo::actor::{ActorRef, Spawn};
 use kameo::mailbox;
 use kameo::supervision::RestartPolicy;
-use tensact_topology::{Arch, Calibration, ChipId, DeviceKind, Payload, Pipeline, Split, StageKind, Variant};
+use tensact_topology::{
+    Arch, Calibration, ChipId, DeviceKind, Payload, Pipeline, RequestShape, Split, StageKind, Variant,
+};
 
 use super::Blueprint;
 use crate::chip::{Chip, Chips};
@@ -16,11 +18,12 @@ use crate::edge::{Outbox, Port, edge};
 use crate::home::Home;
 use crate::recorder::{Place, Recorder};
 use crate::scheduler::{Entry, Scheduler, Sweeper};
-use crate::seat::{CostBase, Costs, EdgeCosts, Parcel, Seat, Way};
+use crate::seat::{CostBase, Costs, EdgeCosts, Parcel, Seat, Way, Wire};
 use crate::stage::{
     CacheLayer, Denoise, DenoiseArgs, Images, Prefix, PrefixArgs, Prefixed, Stage, StepWork, Sweep, Vision,
     VisionArgs, VisionNext, Work,
 };
+use crate::telemetry::Transport;
 
 /// One pipeline while it is wired up.
 pub(super) struct Wiring<'a> {
@@ -102,8 +105,20 @@ impl<'a> Wiring<'a> {
         let emulated = |place: usize| self.costs.pipeline.slices[place].device == DeviceKind::Emulated;
         let costs =
             (emulated(wire.from) && emulated(wire.to)).then(|| EdgeCosts::new(self.costs.clone(), wire));
+        let wire = self.wire(wire.from, wire.to, costs.is_some());
         let (outbox, port): (Outbox<_>, _) = edge(capacity);
-        Ends { way: Way { outbox, costs }, port }
+        Ends { way: Way { outbox, wire, costs }, port }
+    }
+
+    /// What an edge goes over. Only emulated chips have sockets: other devices hand tensors over on the host.
+    fn wire(&self, from: usize, to: usize, emulated: bool) -> Wire {
+        let [from, to] = [from, to].map(|place| &self.costs.pipeline.slices[place]);
+        let route = self.costs.model(RequestShape::of(&self.costs.sizes)).route(from, to);
+        let transport = match Transport::from(route) {
+            Transport::Socket if !emulated => Transport::Host,
+            transport => transport,
+        };
+        Wire { from: from.chips[0], to: to.chips[0], transport }
     }
 
     /// Starts the actors of all slices.
@@ -111,7 +126,9 @@ impl<'a> Wiring<'a> {
         let pipeline = Arc::clone(&self.costs.pipeline);
         let chips = pipeline.slices[0].camera_chips();
         let (outbox, port) = edge(self.blueprint.limits.max_in_flight * chips);
-        self.images.insert(0, Ends { way: Way { outbox: outbox.clone(), costs: None }, port });
+        let first = pipeline.slices[0].chips[0];
+        let wire = Wire { from: first, to: first, transport: Transport::Local };
+        self.images.insert(0, Ends { way: Way { outbox: outbox.clone(), wire, costs: None }, port });
         let mut sweeps: Vec<Box<dyn Fn() + Send + Sync>> = Vec::new();
         for place in 0..pipeline.slices.len() {
             match pipeline.slices[place].stage {
@@ -135,6 +152,7 @@ impl<'a> Wiring<'a> {
         let io_ms = if io { Calibration::shipped().request_io_ms() } else { 0.0 };
         let entry = Entry {
             outbox,
+            wire,
             chips,
             costs: self.costs.clone(),
             trusted: emulated && !self.blueprint.on_threads,

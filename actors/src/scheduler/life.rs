@@ -7,8 +7,9 @@ use super::{Answer, Entered, Flying, Health, Life, Outcome, Replica, Scheduler};
 use crate::clock::Moment;
 use crate::recorder::What;
 use crate::request::Refusal;
-use crate::seat::Parcel;
+use crate::seat::{Load, Parcel};
 use crate::stage::{Image, Images, grouped};
+use crate::telemetry::Outcome as Became;
 use crate::ticket::{AttemptId, End, RequestId, Ticket, milliseconds};
 
 /// Failures of a request before it is given up.
@@ -142,10 +143,21 @@ impl Scheduler {
         let patience = expected.map_or(PATIENCE_UNKNOWN, |expected| (expected - now) * PATIENCE);
         let overdue = now + patience.max(PATIENCE_MIN);
         self.overdue.insert((overdue, attempt));
-        let (sample, alone) = (Arc::clone(&life.sample), life.failures > 0);
-        let ticket = Ticket::new(attempt, pipeline, sample, life.deadline, now, alone, home);
+        let ticket = Ticket {
+            id: attempt,
+            trace: life.trace,
+            pipeline,
+            sample: Arc::clone(&life.sample),
+            deadline: life.deadline,
+            dispatched: now,
+            fate: Arc::default(),
+            alone: life.failures > 0,
+            marks: Default::default(),
+            home,
+        };
         life.flying = Some(Flying { pipeline, fate: Arc::clone(&ticket.fate), dispatched: now, overdue });
         self.recorder.log(|| What::Dispatched(id, pipeline));
+        self.recorder.take_down(|journal| journal.dispatched(id.0, pipeline, now));
         let ticket = Arc::new(ticket);
         let entry = &self.entries[pipeline];
         let cameras = ticket.cameras();
@@ -153,7 +165,8 @@ impl Scheduler {
         for images in grouped(images, cameras.div_ceil(entry.chips)) {
             let content = Images { ticket: Arc::clone(&ticket), images, not_before: now + entry.upload };
             // The edge holds all groups of `max_in_flight` requests; were it full, the ticket would come back as lost.
-            let _ = entry.outbox.try_send(Parcel { takes: Duration::ZERO, content });
+            let load = Load { wire: entry.wire, bytes: 0, takes: Duration::ZERO };
+            let _ = entry.outbox.try_send(Parcel { load, content });
         }
         true
     }
@@ -327,6 +340,8 @@ impl Scheduler {
             Ok(_) => What::Done(id),
             Err(refusal) => What::Refused(id, refusal.to_string()),
         });
+        let (now, became) = (self.clock.now(), outcome.as_ref().err().map_or(Became::Done, Became::from));
+        self.recorder.take_down(|journal| journal.ended(id.0, became, now));
         // A caller that is gone does not want to know.
         let _ = reply.send(outcome);
     }

@@ -10,9 +10,11 @@ use tokio::sync::oneshot;
 use super::{
     Counts, DUE_WITHOUT_DEADLINE, Entry, FOREVER, Life, Limits, Outcome, Replica, Scheduler, Sweeper,
 };
+use crate::clock::Moment;
 use crate::home::Home;
 use crate::recorder::{Place, What};
 use crate::request::Refusal;
+use crate::telemetry::{Outcome as Became, Submitted, TraceId};
 use crate::ticket::{AttemptId, End, RequestId};
 
 /// The pipelines, once their stages run.
@@ -25,6 +27,9 @@ pub(crate) struct Connect {
 /// A request is handed in.
 pub(crate) struct Submit {
     pub(crate) id: RequestId,
+    pub(crate) trace: TraceId,
+    /// When it came, before it was prepared.
+    pub(crate) arrived: Moment,
     pub(crate) sample: Arc<Sample>,
     pub(crate) robot: Option<Arc<str>>,
     pub(crate) deadline: Option<Duration>,
@@ -104,12 +109,18 @@ impl Message<Submit> for Scheduler {
         for replica in &mut self.replicas {
             replica.estimate(&submit.sample);
         }
-        let Submit { id, sample, robot, deadline, reply } = submit;
+        let Submit { id, trace, arrived, sample, robot, deadline, reply } = submit;
+        let deadline_at = deadline.filter(|deadline| *deadline < FOREVER).map(|deadline| now + deadline);
+        self.recorder.take_down(|journal| {
+            let robot = robot.clone();
+            journal.submitted(id.0, Submitted { trace, robot, arrived, at: now, deadline: deadline_at });
+        });
         let life = Life {
+            trace,
             sample,
             robot,
             admitted: now,
-            deadline: deadline.filter(|deadline| *deadline < FOREVER).map(|deadline| now + deadline),
+            deadline: deadline_at,
             due: now + deadline.unwrap_or(DUE_WITHOUT_DEADLINE).min(DUE_WITHOUT_DEADLINE),
             attempts: 0,
             failures: 0,
@@ -136,6 +147,8 @@ impl Message<Cancel> for Scheduler {
         if let Some(life) = self.forget(id) {
             self.counts.cancelled += 1;
             self.recorder.log(|| What::Refused(id, "cancelled".into()));
+            let now = self.clock.now();
+            self.recorder.take_down(|journal| journal.ended(id.0, Became::Cancelled, now));
             self.end_attempt(&life);
             self.dispatch();
             self.report_if_drained();

@@ -33,8 +33,9 @@ use crate::edge::Outbox;
 use crate::home::Home;
 use crate::recorder::Recorder;
 use crate::request::Refusal;
-use crate::seat::{CostBase, Parcel};
+use crate::seat::{CostBase, Parcel, Wire};
 use crate::stage::Images;
+use crate::telemetry::TraceId;
 use crate::ticket::{AttemptId, Fate, Marks, RequestId};
 pub(crate) use message::{Abandon, Cancel, Connect, Drain, Ended, Gone, Look, Seen, StageFailed, Submit};
 use replica::{Health, Replica};
@@ -80,6 +81,7 @@ const FOREVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How a pipeline is entered.
 pub(crate) struct Entry {
     pub(crate) outbox: Outbox<Parcel<Images>>,
+    pub(crate) wire: Wire,
     /// Images that one chip of the first slice takes at a time, for so many cameras.
     pub(crate) chips: usize,
     pub(crate) costs: CostBase,
@@ -120,6 +122,7 @@ pub(crate) struct Scheduler {
 
 /// A request that has not been answered.
 struct Life {
+    trace: TraceId,
     sample: Arc<Sample>,
     robot: Option<Arc<str>>,
     admitted: Moment,

@@ -35,6 +35,7 @@ use crate::engine::{Blueprint, Engine};
 use crate::recorder::Log;
 use crate::scheduler::{Limits, Seen};
 use crate::start::{StartError, emulated_placement};
+use crate::telemetry::Listener;
 
 /// A deployment whose chips are emulated.
 #[derive(Debug, Clone)]
@@ -66,6 +67,15 @@ pub struct Scenario {
     pub mixed: bool,
     /// Seed of everything that is left to chance.
     pub seed: u64,
+}
+
+/// Who looks on.
+#[derive(Default)]
+pub struct Watch {
+    /// Gets a line for everything that happens.
+    pub events: Option<Box<dyn FnMut(String) + Send>>,
+    /// Gets what chips did and what became of requests.
+    pub journal: Option<Listener>,
 }
 
 impl Scenario {
@@ -108,7 +118,7 @@ impl Simulation {
         })
     }
 
-    /// Runs a scenario with these faults. `events` gets a line for everything that happens.
+    /// Runs a scenario with these faults.
     ///
     /// # Panics
     /// Within a tokio runtime: it has its own.
@@ -119,8 +129,9 @@ impl Simulation {
         &self,
         scenario: &Scenario,
         faults: &PlannedFaults,
-        events: Option<Box<dyn FnMut(String) + Send>>,
+        watch: Watch,
     ) -> Result<Report, StartError> {
+        let Watch { events, journal } = watch;
         scenario.check(&self.request)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.map_err(|_| StartError::Interrupted)?;
@@ -128,7 +139,7 @@ impl Simulation {
         let log = events.map(|mut events| -> Log {
             Box::new(move |at, what| events(format!("{:12} {what}", at.as_micros())))
         });
-        Ok(runtime.block_on(self.simulate(scenario, faults, devices, log)))
+        Ok(runtime.block_on(self.simulate(scenario, faults, devices, log, journal)))
     }
 
     /// What is started; within a runtime whose clock is paused.
@@ -153,9 +164,13 @@ impl Simulation {
         faults: &PlannedFaults,
         devices: Devices,
         log: Option<Log>,
+        journal: Option<Listener>,
     ) -> Report {
         let engine = Engine::start(self.blueprint(faults, devices, log));
         let engine = Arc::new(engine.await);
+        if let Some(listener) = journal {
+            engine.recorder.keep_journal().listen(listener);
+        }
         let outcomes = robots::run(&engine, self, scenario).await;
         let (elapsed, busy) = (engine.clock.now(), engine.recorder.busy());
         let seen = settled(&engine).await;

@@ -84,7 +84,9 @@ fn saturated_boards_reach_the_bound_of_their_busiest_chip() {
         let pipelines = simulation.placement.pipelines.len();
         let robots = 2 * pipelines * simulation.batching.max_in_flight;
         let requests = (100 * pipelines as u64).max(1000);
-        let report = simulation.run(&closed_loop(robots, requests), &PlannedFaults::default(), None).unwrap();
+        let report = simulation
+            .run(&closed_loop(robots, requests), &PlannedFaults::default(), Watch::default())
+            .unwrap();
         let share = report.throughput_per_s / report.bound.unwrap().requests_per_s;
         assert!(share >= 0.98, "{name}: {share:.4} of the bound");
         assert!(report.violations.none(), "{name}: {:?}", report.violations);
@@ -95,8 +97,11 @@ fn saturated_boards_reach_the_bound_of_their_busiest_chip() {
 fn one_request_at_a_time_takes_the_critical_path() {
     for (name, text) in boards() {
         let simulation = simulation(&text);
-        let found_ms =
-            simulation.run(&closed_loop(1, 10), &PlannedFaults::default(), None).unwrap().latency_ms.max;
+        let found_ms = simulation
+            .run(&closed_loop(1, 10), &PlannedFaults::default(), Watch::default())
+            .unwrap()
+            .latency_ms
+            .max;
         let Simulation { board, sizes, request, placement, .. } = &simulation;
         let model = CostModel::new(board, sizes, *request, Calibration::shipped());
         let cost = model.pipeline(&placement.pipelines[0]).unwrap();
@@ -118,7 +123,11 @@ fn the_first_step_follows_the_prefix_layer_by_layer() {
     let with = simulation(CHAIN);
     let without = Simulation { follows: false, ..with.clone() };
     let [with_ms, without_ms] = [&with, &without].map(|simulation| {
-        simulation.run(&closed_loop(1, 5), &PlannedFaults::default(), None).unwrap().latency_ms.max
+        simulation
+            .run(&closed_loop(1, 5), &PlannedFaults::default(), Watch::default())
+            .unwrap()
+            .latency_ms
+            .max
     });
     let Simulation { board, sizes, request, placement, .. } = &with;
     let model = CostModel::new(board, sizes, *request, Calibration::shipped());
@@ -154,7 +163,8 @@ fn events(simulation: &Simulation, scenario: &Scenario, faults: &PlannedFaults) 
     let lines = Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = Arc::clone(&lines);
     let events = Box::new(move |line| sink.lock().unwrap().push(line));
-    let report = simulation.run(scenario, faults, Some(events)).unwrap();
+    let report =
+        simulation.run(scenario, faults, Watch { events: Some(events), ..Watch::default() }).unwrap();
     let lines = std::mem::take(&mut *lines.lock().unwrap());
     (report, lines)
 }
@@ -222,7 +232,8 @@ fn batches_fill_on_a_busy_chip_and_raise_its_throughput() {
     let mut before = 0.0;
     for batch in [1, 2, 4] {
         let simulation = simulation(&text(batch));
-        let report = simulation.run(&closed_loop(32, 400), &PlannedFaults::default(), None).unwrap();
+        let report =
+            simulation.run(&closed_loop(32, 400), &PlannedFaults::default(), Watch::default()).unwrap();
         let share = report.throughput_per_s / report.bound.unwrap().requests_per_s;
         assert!(share >= 0.98, "batches of {batch}: {share:.4} of the bound");
         assert!(report.throughput_per_s > 1.3 * before, "batches of {batch}: {}/s", report.throughput_per_s);
@@ -308,7 +319,7 @@ fn weather(seeds: std::ops::Range<u64>, requests: u64) -> Counts {
     let mut all = Counts::default();
     for seed in seeds {
         let (simulation, scenario, faults) = storm(seed, requests);
-        let report = simulation.run(&scenario, &faults, None).unwrap();
+        let report = simulation.run(&scenario, &faults, Watch::default()).unwrap();
         assert!(report.violations.none(), "seed {seed}: {:?} {:?}", report.violations, report.counts);
         assert_eq!(report.counts.requests, requests, "seed {seed}");
         all.done += report.counts.done;

@@ -15,7 +15,7 @@ use super::Work;
 use super::step::{At, CacheLayer, Member, StepWork, begin, run};
 use crate::chip::{Rank, Turn};
 use crate::edge::{Inbox, Port};
-use crate::seat::{Parcel, Seat, Share, StageFault, Way};
+use crate::seat::{Batch, Parcel, Seat, Share, StageFault, Way};
 use crate::ticket::{AttemptId, Ticket};
 
 /// What an expert slice is made of.
@@ -214,14 +214,14 @@ impl Denoise {
             let arrived = std::mem::take(arrived);
             held.cache = Cache::Followed { first, at, next_layer: layers.start(), arrived };
         }
-        if let Cache::Followed { first, next_layer, arrived, .. } = &mut held.cache
+        if let Cache::Followed { first, at, next_layer, arrived } = &mut held.cache
             && let Some(entry) = arrived.remove(next_layer)
             && let Some(held_turn) = turn.as_ref()
         {
-            let batch = [Arc::clone(&held.ticket)];
-            let cameras = held.ticket.cameras();
-            let share = Share::Layer { last: *next_layer + 1 == layers.end() };
-            self.args.seat.run(held_turn, share, &batch, cameras, || first.layer(entry)).await?;
+            let (tickets, steps) = ([Arc::clone(&held.ticket)], [at.step.index()]);
+            let batch = Batch { tickets: &tickets, cameras: held.ticket.cameras(), steps: &steps };
+            let share = Share::Layer { layer: *next_layer, last: *next_layer + 1 == layers.end() };
+            self.args.seat.run(held_turn, share, batch, || first.layer(entry)).await?;
             *next_layer += 1;
         }
         match held.cache {
@@ -244,10 +244,10 @@ impl Denoise {
         let tickets = self.at_work.clone();
         let mut members: Vec<Member> = batch.into_iter().filter_map(Held::into_member).collect();
         let device = &*self.args.device;
+        let steps: Vec<usize> = members.iter().map(|member| member.at.step.index()).collect();
+        let all = Batch { tickets: &tickets, cameras, steps: &steps };
         let outputs = match turn.as_ref() {
-            Some(held) => {
-                self.args.seat.run(held, Share::Pass, &tickets, cameras, || run(device, &mut members)).await?
-            }
+            Some(held) => self.args.seat.run(held, Share::Pass, all, || run(device, &mut members)).await?,
             None => Vec::new(),
         };
         for (Member { ticket, cache, at }, output) in members.into_iter().zip(outputs) {

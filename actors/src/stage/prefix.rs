@@ -11,7 +11,7 @@ use tensact_topology::LayerRange;
 use super::{CacheLayer, Work, next_batch};
 use crate::chip::{Rank, Turn};
 use crate::edge::{Inbox, Port};
-use crate::seat::{Content, Parcel, Seat, Share, StageFault, Way};
+use crate::seat::{Batch, Content, Parcel, Seat, Share, StageFault, Way};
 use crate::ticket::{AttemptId, Ticket};
 
 /// What a prefix slice takes for a request.
@@ -29,8 +29,17 @@ pub(crate) enum PrefixedContent {
 }
 
 impl Content for Prefixed {
-    fn ticket(&self) -> &Ticket {
+    fn ticket(&self) -> &Arc<Ticket> {
         &self.ticket
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.content {
+            PrefixedContent::Images(images) => {
+                images.iter().filter_map(|(_, tokens)| tokens.as_ref()).map(Tensor::bytes).sum()
+            }
+            PrefixedContent::Hidden(hidden) => hidden.bytes(),
+        }
     }
 }
 
@@ -225,8 +234,9 @@ impl Prefix {
                 let after = pass.take_if(|_| last).map_or(Ok(None), |pass| pass.finish())?;
                 Ok((entries.unwrap_or_default(), after))
             };
-            let (entries, after) =
-                self.args.seat.run(&held, Share::Layer { last }, tickets, cameras, compute).await?;
+            let members = Batch { tickets, cameras, steps: &[] };
+            let share = Share::Layer { layer, last };
+            let (entries, after) = self.args.seat.run(&held, share, members, compute).await?;
             turn = Some(held);
             if last && self.args.next.is_none() {
                 let now = self.args.seat.clock.now();

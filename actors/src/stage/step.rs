@@ -41,14 +41,27 @@ impl At {
 }
 
 impl Content for CacheLayer {
-    fn ticket(&self) -> &Ticket {
+    fn ticket(&self) -> &Arc<Ticket> {
         &self.ticket
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entry.keys.bytes() + self.entry.values.bytes()
     }
 }
 
 impl Content for StepWork {
-    fn ticket(&self) -> &Ticket {
+    fn ticket(&self) -> &Arc<Ticket> {
         &self.ticket
+    }
+
+    fn step(&self) -> Option<usize> {
+        Some(self.at.step.index())
+    }
+
+    fn bytes(&self) -> u64 {
+        let At { x, hidden, state, .. } = &self.at;
+        x.bytes() + [hidden, state].into_iter().flatten().map(Tensor::bytes).sum::<u64>()
     }
 }
 

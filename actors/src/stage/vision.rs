@@ -10,7 +10,8 @@ use super::{Prefixed, PrefixedContent, Work, next_batch};
 use crate::chip::Rank;
 use crate::clock::Moment;
 use crate::edge::{Inbox, Port};
-use crate::seat::{Content, Parcel, Seat, Share, StageFault, Way};
+use crate::seat::{Batch, Content, Parcel, Seat, Share, StageFault, Way};
+use crate::telemetry::Doing;
 use crate::ticket::{AttemptId, Ticket};
 
 /// Some images of a request.
@@ -30,8 +31,12 @@ pub(crate) struct Image {
 }
 
 impl Content for Images {
-    fn ticket(&self) -> &Ticket {
+    fn ticket(&self) -> &Arc<Ticket> {
         &self.ticket
+    }
+
+    fn bytes(&self) -> u64 {
+        self.images.iter().filter_map(|image| image.hidden.as_ref()).map(Tensor::bytes).sum()
     }
 }
 
@@ -159,6 +164,8 @@ impl Work for Vision {
             }
             self.at_work.push(Arc::clone(&parcel.content.ticket));
             let images = self.args.seat.receive(held, parcel).await;
+            let Images { ticket, not_before, .. } = &images;
+            self.args.seat.held_up(ticket, Doing::Upload, ticket.dispatched, *not_before);
             self.gather(images);
         }
         let mut batch = next_batch(&mut self.due, most, |images| &images.ticket);
@@ -168,10 +175,9 @@ impl Work for Vision {
         let cameras = batch.iter().map(|images| images.images.len()).max().unwrap_or(0);
         if let (1.., Some(held)) = (cameras, &turn) {
             let device = &*self.args.device;
-            self.args
-                .seat
-                .run(held, Share::Pass, &tickets, cameras, || Self::run(device, &mut batch))
-                .await?;
+            let members = Batch { tickets: &tickets, cameras, steps: &[] };
+            let compute = || Self::run(device, &mut batch);
+            self.args.seat.run(held, Share::Pass, members, compute).await?;
         }
         drop(tickets);
         for Images { ticket, images, .. } in batch {

@@ -9,11 +9,13 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::json;
+use tensact::telemetry::TraceId;
 use tensact::{InferError, Refusal};
 use tokio::time::timeout;
 
 use super::{refuse, refuse_with};
 use crate::serving::{Caller, Failure, Format, Serving};
+use crate::telemetry::traces::TraceContext;
 use crate::wire::write_msgpack;
 
 /// Names of msgpack.
@@ -36,14 +38,16 @@ pub(super) async fn actions(State(serving): State<Arc<Serving>>, headers: Header
         }
         _ => format,
     };
-    match serving.answer(message, format, &Caller::default()).await {
+    let context = TraceContext::of_headers(&headers);
+    let trace = context.trace;
+    match serving.answer(message, format, &Caller::default(), "POST /v1/actions", context).await {
         Ok(answer) => match answer_format {
             Format::Json => axum::Json(answer.value(None)).into_response(),
             Format::Msgpack => {
                 ([(CONTENT_TYPE, MSGPACK[0])], write_msgpack(&answer.value(None))).into_response()
             }
         },
-        Err(failure) => refused(&failure),
+        Err(failure) => refused(&failure, trace),
     }
 }
 
@@ -75,7 +79,7 @@ fn format(headers: &HeaderMap) -> Option<Format> {
 }
 
 /// A refusal with the queue's numbers.
-fn refused(failure: &Failure) -> Response {
+fn refused(failure: &Failure, trace: TraceId) -> Response {
     let status = match failure {
         Failure::Infer(InferError::Refused(refusal)) => match refusal {
             Refusal::QueueFull { .. } | Refusal::DeadlineImpossible { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -91,7 +95,7 @@ fn refused(failure: &Failure) -> Response {
         Failure::Loading => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_REQUEST,
     };
-    let mut error = json!({ "kind": failure.outcome(), "message": failure.to_string() });
+    let mut error = json!({ "kind": failure.outcome(), "message": failure.to_string(), "trace_id": trace });
     match failure {
         Failure::Infer(InferError::Refused(Refusal::QueueFull { waiting, capacity })) => {
             error["waiting"] = json!(waiting);

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde_json::{Value as Json, json};
 
+use crate::dashboard;
 use crate::listen::Admission;
 use crate::openpi::session;
 use crate::serving::Serving;
@@ -32,6 +33,7 @@ pub(crate) fn router(serving: &Arc<Serving>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(([(CONTENT_TYPE, "application/json")], OPENAPI)))
+        .merge(dashboard::router())
         .route("/v1/metadata", get(metadata))
         .route("/v1/actions", post(actions::actions))
         .fallback(websocket)
@@ -40,7 +42,7 @@ pub(crate) fn router(serving: &Arc<Serving>) -> Router {
 }
 
 /// An error as HTTP clients get it.
-pub(super) fn refuse(status: StatusCode, kind: &str, message: &str) -> Response {
+pub(crate) fn refuse(status: StatusCode, kind: &str, message: &str) -> Response {
     refuse_with(status, json!({ "kind": kind, "message": message }))
 }
 
@@ -56,7 +58,8 @@ async fn admit(State(serving): State<Arc<Serving>>, request: Request, next: Next
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
-    if OPEN.contains(&request.uri().path()) || serving.keys.admits(request.headers()) {
+    let path = request.uri().path();
+    if OPEN.contains(&path) || dashboard::is_open(path) || serving.keys.admits(request.headers()) {
         return next.run(request).await;
     }
     let message = "no API key that is known: send the header `Authorization: Api-Key KEY`";

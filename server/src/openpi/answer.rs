@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tensact::telemetry::TraceId;
 use tensact::{ActionChunk, Timings};
 
 use crate::wire::{Array, Value};
@@ -13,6 +14,8 @@ pub struct Answer {
     pub chunk: ActionChunk,
     /// The request's own name.
     pub request_id: Option<String>,
+    /// The name of its trace.
+    pub trace: TraceId,
     /// From the arrival of the message to the actions.
     pub took: Duration,
     /// Of this, until the message was read.
@@ -57,6 +60,7 @@ impl Answer {
             ("policy_timing", Value::map([("infer_ms", policy)])),
             ("timing", Value::map(timing.map(|(name, value)| (name, Value::Float(value))))),
         ];
+        entries.push(("trace_id", Value::text(self.trace.to_string())));
         if let Some(id) = &self.request_id {
             entries.push(("request_id", Value::text(id.as_str())));
         }

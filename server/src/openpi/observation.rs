@@ -54,6 +54,8 @@ pub struct Asked {
     pub rtc: Option<Rtc>,
     /// Given back with the answer.
     pub request_id: Option<String>,
+    /// The span that the robot asks from (W3C Trace Context).
+    pub traceparent: Option<String>,
     /// Keys that mean nothing here.
     pub unknown: Vec<String>,
 }
@@ -253,6 +255,7 @@ impl Reader<'_> {
                 reading.asked.robot = reading.keep(key, robot).map(Arc::from);
             }
             "request_id" => reading.asked.request_id = reading.keep(key, name(value)),
+            "traceparent" => reading.asked.traceparent = reading.keep(key, name(value)),
             "rtc" => {
                 reading.keep::<()>(key, Err(format!("expected a map, not {}", value.kind())));
             }

@@ -25,6 +25,7 @@ use super::Answer;
 use super::observation::UNNAMED;
 use crate::serving::{Caller, Failure, Format, Serving};
 use crate::telemetry::metrics::Level;
+use crate::telemetry::traces::TraceContext;
 use crate::wire::write_msgpack;
 
 /// Observations of one connection that may be unanswered; robots send one at a time.
@@ -187,7 +188,8 @@ impl Session {
                 _ = serving.loaded() => {}
                 () = serving.stop.cancelled() => {}
             }
-            let answer = serving.answer(message, Format::Msgpack, &caller).await;
+            let context = TraceContext::new(None, None);
+            let answer = serving.answer(message, Format::Msgpack, &caller, "observation", context).await;
             Answered { arrived, bytes, answer }
         }));
         Ok(())

@@ -1,7 +1,6 @@
 //! Numbers about requests, stages and chips. Each instrument is made once; Prometheus reads it at `/metrics`, and a
 //! collector gets it over OTLP if one is named. `docs/metrics.md` lists them all.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,14 @@ use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
-use tensact::topology::{ChipId, StageKind};
+use tensact::topology::StageKind;
 use tensact::{Stats, Timings};
 use tokio::time::Instant;
 
 use super::attribute::{OUTCOME, PART, STAGE};
 pub(crate) use super::observed::Level;
-use super::observed::{ChipMemory, LinkTotal, Observed};
+use super::observed::Observed;
+pub(crate) use super::observed::{ChipMemory, MemoryKind};
 use super::otlp::MetricExport;
 use crate::openpi::Answer;
 use crate::serving::Failure;
@@ -180,31 +180,18 @@ impl Metrics {
     }
 
     /// Counts a pass of a slice over a batch; of the expert, a denoising step.
-    #[allow(dead_code)] // for whoever sees passes
     pub(crate) fn stage_pass(&self, stage: StageKind, took: Duration, batch: usize) {
         let stage = [KeyValue::new(STAGE, stage.to_string())];
         self.stage_duration.record(took.as_secs_f64(), &stage);
         self.stage_batch.record(batch as u64, &stage);
     }
 
-    /// Takes what the pipeline does now.
-    pub(crate) fn look(&self, stats: &Stats) {
-        self.observed.look(stats);
-    }
-
-    /// Takes how long each chip was busy since the start.
-    pub(crate) fn chips_busy(&self, now: Instant, busy: BTreeMap<ChipId, Duration>) {
-        self.observed.chips_busy(now, busy);
-    }
-
-    /// Takes how much went over the links since the start.
-    #[allow(dead_code)] // for whoever sees transfers
-    pub(crate) fn links(&self, links: Vec<LinkTotal>) {
-        self.observed.links(links);
+    /// Takes what the pipeline does now, and has done since the start.
+    pub(crate) fn look(&self, now: Instant, stats: Stats) {
+        self.observed.look(now, stats);
     }
 
     /// Takes what the placement sets aside on its chips.
-    #[allow(dead_code)] // for whoever knows the placement
     pub(crate) fn chips_memory(&self, memory: Vec<ChipMemory>) {
         self.observed.chips_memory(memory);
     }

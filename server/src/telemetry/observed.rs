@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
-use tensact::Stats;
 use tensact::topology::{ChipId, StageKind};
+use tensact::{LinkStats, Stats};
 use tokio::time::Instant;
 
 use super::attribute::{CHIP, LINK, MEMORY, PIPELINE, STAGE, TRANSPORT};
@@ -50,7 +50,6 @@ impl Level {
 
 /// A memory of a chip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(dead_code)] // for whoever knows the placement
 pub(crate) enum MemoryKind {
     Dram,
     L1,
@@ -75,16 +74,6 @@ impl ChipMemory {
     }
 }
 
-/// What went from one chip to another since the start, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LinkTotal {
-    pub(crate) from: ChipId,
-    pub(crate) to: ChipId,
-    /// `socket`, `host`, or `local` for bytes that stay where they are.
-    pub(crate) transport: &'static str,
-    pub(crate) bytes: u64,
-}
-
 #[derive(Default)]
 struct Pipeline {
     in_service: bool,
@@ -100,7 +89,7 @@ struct Seen {
     busy: BTreeMap<ChipId, Duration>,
     utilization: Utilization,
     memory: Vec<ChipMemory>,
-    links: Vec<LinkTotal>,
+    links: Vec<LinkStats>,
 }
 
 /// Instruments ask it on threads of their own, so it never waits for the pipeline.
@@ -116,10 +105,15 @@ impl Observed {
         new
     }
 
-    pub(super) fn look(&self, stats: &Stats) {
+    pub(super) fn look(&self, now: Instant, stats: Stats) {
+        let seconds = |ms: f64| Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default();
+        let busy = stats.chips.into_iter().map(|(chip, ms)| (chip, seconds(ms))).collect();
         let mut seen = locked(&self.0);
+        seen.utilization.sample(now, &busy);
+        seen.busy = busy;
+        seen.links = stats.links;
         seen.waiting = stats.waiting;
-        let pipelines = stats.pipelines.iter().map(|stats| {
+        let pipelines = stats.pipelines.into_iter().map(|stats| {
             let mut restarts = BTreeMap::new();
             for slice in &stats.slices {
                 *restarts.entry(slice.stage).or_default() += slice.restarts;
@@ -127,16 +121,6 @@ impl Observed {
             Pipeline { in_service: stats.in_service, in_flight: stats.in_flight, restarts }
         });
         seen.pipelines = pipelines.collect();
-    }
-
-    pub(super) fn chips_busy(&self, now: Instant, busy: BTreeMap<ChipId, Duration>) {
-        let mut seen = locked(&self.0);
-        seen.utilization.sample(now, &busy);
-        seen.busy = busy;
-    }
-
-    pub(super) fn links(&self, links: Vec<LinkTotal>) {
-        locked(&self.0).links = links;
     }
 
     pub(super) fn chips_memory(&self, memory: Vec<ChipMemory>) {
@@ -242,9 +226,9 @@ impl Observed {
             .with_unit("By")
             .with_description("Bytes that went from one chip to another")
             .with_callback(move |counter| {
-                for LinkTotal { from, to, transport, bytes } in &locked(&all.0).links {
+                for LinkStats { from, to, transport, bytes } in &locked(&all.0).links {
                     let link = KeyValue::new(LINK, format!("{from}-{to}"));
-                    counter.observe(*bytes, &[link, KeyValue::new(TRANSPORT, *transport)]);
+                    counter.observe(*bytes, &[link, KeyValue::new(TRANSPORT, transport.to_string())]);
                 }
             })
             .build();

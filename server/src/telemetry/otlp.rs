@@ -15,6 +15,8 @@ use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use percent_encoding::percent_decode_str;
 
+use super::traces::Sampling;
+
 /// The service's name unless it is given another.
 const SERVICE: &str = "tensact";
 
@@ -70,21 +72,22 @@ pub(crate) struct MetricExport {
 #[derive(Debug)]
 pub struct Otlp {
     pub(crate) resource: Resource,
-    #[allow(dead_code)] // for whoever makes spans
     pub(crate) spans: Option<SpanExporter>,
+    pub(crate) sampling: Sampling,
     pub(crate) metrics: Option<MetricExport>,
 }
 
 impl Default for Otlp {
     /// Nothing is sent.
     fn default() -> Self {
-        Self { resource: resource(SERVICE.into(), Vec::new()), spans: None, metrics: None }
+        let sampling = Sampling::default();
+        Self { resource: resource(SERVICE.into(), Vec::new()), spans: None, sampling, metrics: None }
     }
 }
 
 impl Otlp {
     /// What the environment says: `OTEL_SDK_DISABLED`, `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_EXPORTER_OTLP_*`,
-    /// `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`. Must be called within a tokio
+    /// `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_TRACES_SAMPLER{,_ARG}`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`. Must be called within a tokio
     /// runtime, on which gRPC is spoken.
     ///
     /// # Errors
@@ -111,7 +114,7 @@ impl Otlp {
             }),
             false => None,
         };
-        Ok(Self { resource, spans, metrics })
+        Ok(Self { resource, spans, sampling: Sampling::read(get)?, metrics })
     }
 }
 

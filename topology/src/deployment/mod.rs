@@ -118,6 +118,8 @@ struct File {
     _robot: Option<IgnoredAny>,
     #[serde(rename = "server")]
     _server: Option<IgnoredAny>,
+    #[serde(rename = "telemetry")]
+    _telemetry: Option<IgnoredAny>,
     pipeline: Vec<Spanned<PipelineEntry>>,
 }
 

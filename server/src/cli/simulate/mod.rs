@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use miette::miette;
 use tensact::StartError;
-use tensact::simulate::{FaultName, PlannedFaults, Report, Scenario, Simulation, Violations};
+use tensact::simulate::{FaultName, PlannedFaults, Report, Scenario, Simulation, Violations, Watch};
 use tensact::topology::Deployment;
 use tensact_server::load::Rate;
 
@@ -91,8 +91,8 @@ impl Simulate {
 
         let events = self.events.as_deref().map(EventFile::create).transpose()?;
         let spinner = progress::spinner("simulating");
-        let report =
-            simulation.run(&scenario, &faults, events.as_ref().map(EventFile::sink)).map_err(told)?;
+        let watch = Watch { events: events.as_ref().map(EventFile::sink), journal: None };
+        let report = simulation.run(&scenario, &faults, watch).map_err(told)?;
         spinner.finish_and_clear();
         events.map_or(Ok(()), EventFile::finish)?;
         if self.json {

@@ -7,12 +7,13 @@ mod text;
 use std::time::Duration;
 
 use tensact::runtime::Tensor;
+use tensact::telemetry::{TraceId, Transport};
 use tensact::topology::{ChipId, StageKind};
-use tensact::{ActionChunk, InferError, PipelineStats, Refusal, SliceStats, Stats, Timings};
+use tensact::{ActionChunk, InferError, LinkStats, PipelineStats, Refusal, SliceStats, Stats, Timings};
 use tokio::time::Instant;
 
 use super::metrics::Metrics;
-use super::observed::{ChipMemory, LinkTotal, MemoryKind};
+use super::observed::{ChipMemory, MemoryKind};
 use crate::openpi::Answer;
 use crate::serving::Failure;
 
@@ -29,7 +30,8 @@ fn answer(deadline: Option<Duration>) -> Answer {
         total_ms: 18.0,
     };
     let chunk = ActionChunk { actions: Tensor::zeros([1, 1]), timings, warnings: Vec::new() };
-    Answer { chunk, request_id: None, took: 20 * MS, read: MS, deadline }
+    let trace = TraceId::new(1).unwrap();
+    Answer { chunk, request_id: None, trace, took: 20 * MS, read: MS, deadline }
 }
 
 fn refused() -> Failure {
@@ -55,7 +57,19 @@ fn stats() -> Stats {
     };
     let retired =
         PipelineStats { in_service: false, in_flight: 0, slices: vec![slice(StageKind::Vision, 2, 5)] };
-    Stats { counts: Default::default(), waiting: 3, pipelines: vec![working, retired] }
+    let link =
+        |from, to, transport, bytes| LinkStats { from: ChipId(from), to: ChipId(to), transport, bytes };
+    Stats {
+        counts: Default::default(),
+        waiting: 3,
+        pipelines: vec![working, retired],
+        chips: [(ChipId(0), 3000.0)].into(),
+        links: vec![
+            link(0, 4, Transport::Socket, 1024),
+            link(4, 0, Transport::Host, 8),
+            link(4, 4, Transport::Local, 1),
+        ],
+    }
 }
 
 /// Everything that there is to tell, once.
@@ -72,13 +86,9 @@ fn fill(metrics: &Metrics) {
     metrics.sessions.inc();
     metrics.stage_pass(StageKind::Vision, 3 * MS, 1);
     metrics.stage_pass(StageKind::Expert, 2 * MS, 5);
-    let link =
-        |from, to, transport, bytes| LinkTotal { from: ChipId(from), to: ChipId(to), transport, bytes };
-    metrics.links(vec![link(0, 4, "socket", 1024), link(4, 0, "host", 8), link(4, 4, "local", 1)]);
-    metrics.look(&stats());
     let start = Instant::now();
-    metrics.chips_busy(start, [(ChipId(0), Duration::ZERO)].into());
-    metrics.chips_busy(start + 4000 * MS, [(ChipId(0), 3000 * MS)].into());
+    metrics.look(start, Stats { chips: [(ChipId(0), 0.0)].into(), ..stats() });
+    metrics.look(start + 4000 * MS, stats());
     let memory = |kind, usage, limit| ChipMemory { chip: ChipId(0), kind, usage, limit };
     metrics.chips_memory(vec![memory(MemoryKind::Dram, 5, 10), memory(MemoryKind::L1, 1, 2)]);
 }

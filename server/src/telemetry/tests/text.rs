@@ -81,8 +81,8 @@ fn the_parts_of_a_request_make_the_whole() {
 #[test]
 fn what_is_seen_anew_takes_the_place_of_what_was_seen() {
     let metrics = metrics();
-    metrics.look(&stats());
-    metrics.look(&Stats { counts: Default::default(), waiting: 0, pipelines: Vec::new() });
+    metrics.look(Instant::now(), stats());
+    metrics.look(Instant::now(), Stats { waiting: 0, pipelines: Vec::new(), ..stats() });
     let text = metrics.text();
     assert_eq!(values(&text, "tensact_queue_length"), [(String::new(), 0.0)].into());
     assert!(values(&text, "tensact_pipeline_in_flight").is_empty(), "{text}");

@@ -1,0 +1,199 @@
+//! The critical path: what a request's latency was spent on.
+//!
+//! Invariant *path-adds-up*: segments follow each other from arrival to end; every moment belongs to one of them. Found from
+//! the end backwards: before anything began, the request was held up by whatever of its own ended last before that;
+//! what lies between is a wait for the chip that was to go on, and whatever that chip did then is its reason.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use tensact_topology::{ChipId, StageKind};
+
+use super::{Activity, Outcome, RequestTrace, TraceId, journal};
+use crate::clock::Moment;
+
+/// A part of a request's latency.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// When it began, since the pipeline's start.
+    pub began: Moment,
+    /// When it ended.
+    pub ended: Moment,
+    /// What it was.
+    pub leg: Leg,
+}
+
+/// What a part of a request's latency was.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Leg {
+    /// Resizing, tokenising, normalising.
+    Preprocess,
+    /// Something was done for it.
+    Activity(Arc<Activity>),
+    /// Nothing was.
+    Wait(Reason),
+}
+
+/// What a request waited for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
+    /// A place in a pipeline: all that it may hold were in flight.
+    Place,
+    /// An attempt that came to nothing, with this number.
+    Attempt(usize),
+    /// A chip that did something else.
+    Busy {
+        /// The chip.
+        chip: ChipId,
+        /// The stage that it worked on for others.
+        stage: StageKind,
+    },
+    /// A chip that did nothing: the next stage's thread had to wake, or the host was busy.
+    Wake {
+        /// The chip.
+        chip: ChipId,
+    },
+    /// Its actions were there, or its end decided, before anybody was told.
+    Told,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Place => f.write_str("a place in a pipeline"),
+            Self::Attempt(number) => write!(f, "attempt {number}, which came to nothing"),
+            Self::Busy { chip, stage } => write!(f, "chip {chip}, busy with the {stage} of others"),
+            Self::Wake { chip } => write!(f, "chip {chip} to go on"),
+            Self::Told => f.write_str("the scheduler"),
+        }
+    }
+}
+
+impl Leg {
+    /// What it was for this request, in words.
+    pub fn words(&self, trace: TraceId) -> String {
+        match self {
+            Self::Preprocess => "preprocess".into(),
+            Self::Activity(activity) => activity.words(trace),
+            Self::Wait(reason) => format!("wait for {reason}"),
+        }
+    }
+}
+
+impl Segment {
+    /// How long it took.
+    pub fn took(&self) -> Moment {
+        self.ended - self.began
+    }
+}
+
+/// What each chip did, in the order in which it ended.
+#[derive(Debug, Clone, Default)]
+pub struct ChipLog {
+    chips: BTreeMap<ChipId, VecDeque<Arc<Activity>>>,
+    most: usize,
+}
+
+impl ChipLog {
+    /// One that keeps the newest `most` activities of each chip.
+    pub fn new(most: usize) -> Self {
+        Self { chips: BTreeMap::new(), most }
+    }
+
+    /// Takes an activity down that ended after those before it.
+    pub fn push(&mut self, activity: &Arc<Activity>) {
+        for chip in &*activity.chips {
+            journal::push(self.chips.entry(*chip).or_default(), Arc::clone(activity), self.most);
+        }
+    }
+
+    /// Chips that did anything, with what they did.
+    pub fn chips(&self) -> impl Iterator<Item = (ChipId, &VecDeque<Arc<Activity>>)> {
+        self.chips.iter().map(|(chip, activities)| (*chip, activities))
+    }
+
+    /// What a request's latency was spent on, from its arrival to its end: segments that follow each other without a gap.
+    pub fn path(&self, request: &RequestTrace) -> Vec<Segment> {
+        let mut path = Backwards { request, chips: self, segments: Vec::new(), until: request.ended };
+        for (index, attempt) in request.attempts.iter().enumerate().rev() {
+            if index + 1 == request.attempts.len() {
+                path.attempt(&attempt.activities, attempt.dispatched);
+            }
+            // Nothing of an attempt that came to nothing brought the request on.
+            path.back_to(attempt.dispatched, || Leg::Wait(Reason::Attempt(index + 1)));
+        }
+        path.back_to(request.submitted, || Leg::Wait(Reason::Place));
+        path.back_to(request.arrived, || Leg::Preprocess);
+        path.segments.reverse();
+        path.segments
+    }
+}
+
+/// A path that is found from its end.
+struct Backwards<'a> {
+    request: &'a RequestTrace,
+    chips: &'a ChipLog,
+    segments: Vec<Segment>,
+    /// What lies behind it is explained.
+    until: Moment,
+}
+
+impl Backwards<'_> {
+    /// Explains what lies between a moment and what is explained already.
+    fn back_to(&mut self, began: Moment, leg: impl FnOnce() -> Leg) {
+        if began >= self.until {
+            return;
+        }
+        let (leg, ended) = (leg(), self.until);
+        self.until = began;
+        match self.segments.last_mut() {
+            // Steps of others, one after the other, are one reason.
+            Some(last) if matches!(leg, Leg::Wait(_)) && last.leg == leg => last.began = began,
+            _ => self.segments.push(Segment { began, ended, leg }),
+        }
+    }
+
+    /// The attempt that decided.
+    fn attempt(&mut self, activities: &[Arc<Activity>], dispatched: Moment) {
+        // Who was refused waited for what it would have gone on with, which nobody knows: the chip that it was on before.
+        let mut next = activities.last().filter(|_| self.request.outcome != Outcome::Done);
+        while self.until > dispatched {
+            let until = self.until;
+            let before = activities
+                .iter()
+                .filter(|activity| activity.began < until)
+                .max_by_key(|activity| (activity.ended.min(until), activity.began));
+            self.wait(next, before.map_or(dispatched, |before| before.ended.max(dispatched)));
+            let Some(before) = before else { return };
+            self.back_to(before.began.max(dispatched), || Leg::Activity(Arc::clone(before)));
+            next = Some(before);
+        }
+    }
+
+    /// A wait since `began` for the chip of what came next, cut where the chip's work changes.
+    fn wait(&mut self, next: Option<&Arc<Activity>>, began: Moment) {
+        let Some(&chip) = next.and_then(|next| next.chips.first()) else {
+            return self.back_to(began, || Leg::Wait(Reason::Told));
+        };
+        for occupant in self.chips.before(chip, self.until).take_while(|occupant| occupant.ended > began) {
+            if occupant.members.iter().any(|member| member.request == self.request.number) {
+                continue;
+            }
+            self.back_to(occupant.ended.max(began), || Leg::Wait(Reason::Wake { chip }));
+            let stage = occupant.stage;
+            self.back_to(occupant.began.max(began), || Leg::Wait(Reason::Busy { chip, stage }));
+        }
+        self.back_to(began, || Leg::Wait(Reason::Wake { chip }));
+    }
+}
+
+impl ChipLog {
+    /// What a chip began before a moment, the latest first.
+    fn before(&self, chip: ChipId, moment: Moment) -> impl Iterator<Item = &Arc<Activity>> {
+        self.chips.get(&chip).into_iter().flat_map(move |activities| {
+            let behind = activities.partition_point(|activity| activity.began < moment);
+            activities.range(..behind).rev()
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! Which requests are traced, and how their spans leave.
+//!
+//! A request is sampled by OpenTelemetry's own rules, and always when it was slow, failed or late: that is known at its end, so
+//! what it takes to tell is kept until then. Spans are made and sent by threads of their own; when a collector cannot keep up,
+//! whole traces are dropped first, and no request waits.
+
+mod context;
+mod sampling;
+mod spans;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanProcessor as _};
+use tensact::telemetry::{Journal, RequestTrace};
+
+use super::attribute;
+use crate::serving::locked;
+pub(crate) use context::TraceContext;
+pub(crate) use sampling::Sampling;
+use spans::{InPipeline, spans};
+
+/// Requests whose spans wait to be made.
+const REQUESTS: usize = 4096;
+
+/// Spans that wait to be sent, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise: those of some hundred requests.
+const SPANS: usize = 1 << 16;
+
+/// What the server knows of a request that has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) context: TraceContext,
+    /// `POST /v1/actions`, or `observation`.
+    pub(crate) name: &'static str,
+    pub(crate) robot: Option<Arc<str>>,
+    pub(crate) outcome: &'static str,
+    /// What went wrong.
+    pub(crate) problem: Option<String>,
+    pub(crate) arrived: SystemTime,
+    /// When its message was read.
+    pub(crate) read: SystemTime,
+    pub(crate) answered: SystemTime,
+}
+
+impl Ended {
+    fn took(&self) -> Duration {
+        self.answered.duration_since(self.arrived).unwrap_or_default()
+    }
+}
+
+/// A request whose spans are to be made.
+struct Job {
+    ended: Ended,
+    pipeline: Option<(Arc<RequestTrace>, Arc<Journal>)>,
+}
+
+/// Sends the spans of requests, or nothing.
+#[derive(Default)]
+pub(crate) struct Traces {
+    sampling: Sampling,
+    sender: Mutex<Option<Sender>>,
+    dropped: AtomicU64,
+}
+
+struct Sender {
+    jobs: SyncSender<Job>,
+    thread: JoinHandle<BatchSpanProcessor>,
+}
+
+impl Traces {
+    /// Sends spans where the exporter does, which needs the tokio runtime it was made in.
+    pub(crate) fn new(exporter: SpanExporter, resource: &Resource, sampling: Sampling) -> Self {
+        let mut config = BatchConfigBuilder::default();
+        if std::env::var_os("OTEL_BSP_MAX_QUEUE_SIZE").is_none() {
+            config = config.with_max_queue_size(SPANS);
+        }
+        let mut processor = BatchSpanProcessor::builder(exporter).with_batch_config(config.build()).build();
+        processor.set_resource(resource);
+        let (jobs, received) = sync_channel(REQUESTS);
+        let thread =
+            std::thread::Builder::new().name("spans".into()).spawn(move || make(&received, processor));
+        let sender = match thread {
+            Ok(thread) => Some(Sender { jobs, thread }),
+            Err(error) => {
+                tracing::error!("no thread to make spans on, so none are sent: {error}");
+                None
+            }
+        };
+        Self { sampling, sender: Mutex::new(sender), dropped: AtomicU64::new(0) }
+    }
+
+    /// Whether anything is sent.
+    pub(crate) fn is_on(&self) -> bool {
+        locked(&self.sender).is_some()
+    }
+
+    /// Sends a request's spans, if it is one that is wanted; never waits.
+    pub(crate) fn ended(&self, ended: Ended, journal: Option<&Arc<Journal>>) {
+        let sender = locked(&self.sender);
+        let Some(Sender { jobs, .. }) = &*sender else { return };
+        if !self.sampling.wants(&ended.context, ended.name, ended.outcome, ended.took()) {
+            return;
+        }
+        let pipeline =
+            journal.and_then(|journal| Some((journal.request(ended.context.trace)?, Arc::clone(journal))));
+        if let Err(TrySendError::Full(_)) = jobs.try_send(Job { ended, pipeline })
+            && self.dropped.fetch_add(1, Ordering::Relaxed).is_power_of_two_or_zero()
+        {
+            tracing::warn!("more requests end than spans can be made for: traces are dropped");
+        }
+    }
+
+    /// Sends what is left, for at most so long.
+    pub(crate) fn shut_down(&self, grace: Duration) {
+        let Some(Sender { jobs, thread }) = locked(&self.sender).take() else { return };
+        drop(jobs);
+        if let Ok(processor) = thread.join()
+            && let Err(error) = processor.shutdown_with_timeout(grace)
+        {
+            tracing::warn!("spans were not all sent: {error}");
+        }
+    }
+}
+
+trait PowerOfTwo {
+    fn is_power_of_two_or_zero(self) -> bool;
+}
+
+impl PowerOfTwo for u64 {
+    fn is_power_of_two_or_zero(self) -> bool {
+        self == 0 || self.is_power_of_two()
+    }
+}
+
+/// Makes spans until there is nobody who could ask for more.
+fn make(jobs: &Receiver<Job>, processor: BatchSpanProcessor) -> BatchSpanProcessor {
+    for Job { ended, pipeline } in jobs {
+        let path = pipeline.as_ref().map(|(request, journal)| journal.path(request));
+        let known = pipeline.as_ref().zip(path.as_deref()).map(|((request, journal), path)| InPipeline {
+            request,
+            path,
+            started: journal.started(),
+        });
+        spans(&ended, known.as_ref()).into_iter().for_each(|span| processor.on_end(span));
+    }
+    processor
+}
