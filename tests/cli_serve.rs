@@ -22,7 +22,8 @@ fn folder(deployment: &str) -> TempDir {
 fn command(folder: &Path, arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tensact"));
     command.args(arguments.split_whitespace()).current_dir(folder).env("NO_COLOR", "1");
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TENSACT_") || name == "RUST_LOG") {
+    let ours = |name: &str| name.starts_with("TENSACT_") || name.starts_with("OTEL_") || name == "RUST_LOG";
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
     command
@@ -137,6 +138,33 @@ fn a_termination_does_not_wait_for_weights() {
     assert!(serving.get("/readyz", "").starts_with("HTTP/1.1 503 "));
     serving.terminate();
     assert!(serving.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_termination_does_not_wait_for_a_collector() {
+    // It takes connections and never answers.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for protocol in ["grpc", "http/protobuf"] {
+        let folder = folder(DEPLOYMENT);
+        let mut command = command(folder.path(), "serve fleet.toml --emulate");
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", deaf.local_addr().unwrap()));
+        command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol).env("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000");
+        let mut serving = Serving::start(command);
+        serving.terminate();
+        serving.logged("the collector did not take the last telemetry");
+        assert!(serving.child.wait().unwrap().success(), "{protocol}");
+    }
+}
+
+#[test]
+fn telemetry_that_cannot_be_sent_as_asked_is_refused() {
+    let folder = folder(DEPLOYMENT);
+    let mut command = command(folder.path(), "serve fleet.toml --emulate --port 0");
+    let output = command.env("OTEL_METRICS_EXPORTER", "console").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("OTEL_METRICS_EXPORTER: it is `console`; expected otlp or none"), "{said}");
+    assert!(!said.contains("listening"), "{said}");
 }
 
 #[cfg(target_os = "linux")]

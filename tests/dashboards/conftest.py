@@ -17,8 +17,8 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """An emulated Galaxy, under the load of a few robots."""
-    server = Server("configs/galaxy-bh.toml")
+    """Pipelines of an emulated Galaxy, under the load of a few robots."""
+    server = Server("tests/dashboards/split.toml")
     robots = Process(
         os.environ["TENSACT"], "bench-serve", "--url", f"ws://{server.address}", "--robots", "4", "--rate", "5",
         "--deadline", "1s", "--duration", "600s",

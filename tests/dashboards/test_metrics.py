@@ -9,15 +9,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from dashboard import documented
 from processes import Server, until
 
-# What nothing fills yet. An entry that is filled must leave the list.
-PENDING = {
-    "tensact_stage_duration_seconds": "nobody reports passes",
-    "tensact_stage_batch_size": "nobody reports passes",
-    "tensact_link_io_bytes_total": "nobody reports transfers",
-    "tensact_chip_memory_usage_bytes": "nobody reports what the placement sets aside",
-    "tensact_chip_memory_limit_bytes": "nobody reports what the placement sets aside",
-}
-
 # What Prometheus adds to the labels of a histogram.
 BOUND = {"le"}
 
@@ -39,10 +30,10 @@ def test_what_is_documented_is_there_and_the_other_way_round(server: Server) -> 
 
     def all_there() -> dict[str, tuple[str, set[frozenset[str]]]] | None:
         found = families(server)
-        return found if set(found) >= set(wanted) - set(PENDING) else None
+        return found if set(found) >= set(wanted) else None
 
-    found = until(f"{set(wanted) - set(PENDING)} are at /metrics", all_there)
-    assert set(found) == set(wanted) - set(PENDING)
+    found = until("all metrics are at /metrics", all_there)
+    assert set(found) == set(wanted)
     for name, (kind, labels) in found.items():
         assert kind == wanted[name].kind, name
         assert labels == {wanted[name].labels}, name

@@ -8,10 +8,6 @@ import pytest
 
 from dashboard import Question, documented, questions
 from processes import Prometheus, until
-from test_metrics import PENDING
-
-# Metrics that may have no samples on this board, and why.
-MAY_BE_EMPTY: dict[str, str] = {}
 
 
 def metrics_of(promql: str) -> set[str]:
@@ -23,14 +19,6 @@ def metrics_of(promql: str) -> set[str]:
 
 @pytest.mark.parametrize("question", questions(), ids=lambda question: question.where)
 def test_it_is_answered(question: Question, prometheus: Prometheus) -> None:
-    pending = metrics_of(question.promql) & set(PENDING)
-    excused = metrics_of(question.promql) & set(MAY_BE_EMPTY)
-    if pending:
-        assert not prometheus.ask(question.promql), f"{pending}: answered, so it is not pending any more"
-        pytest.skip("; ".join(sorted({PENDING[name] for name in pending})))
-    if excused:
-        prometheus.ask(question.promql)
-        return
     until(f"{question.promql} finds something", lambda: prometheus.ask(question.promql) or None)
 
 
