@@ -149,7 +149,7 @@ async fn drive(
     let (mut socket, _) = client_async("ws://server/", stream).await?;
     // The metadata.
     socket.next().await;
-    let pixels = vec![robot as u8; SIDE * SIDE * 3];
+    let pixels = [robot as u8; SIDE * SIDE * 3];
     let image = || Array::of_u8(&[SIDE, SIDE, 3], &pixels[..]).map_or(Value::Nil, Value::Array);
     let state = Array::of_f32(&[8], &[0.0; 8]).map_or(Value::Nil, Value::Array);
     let entries = [("state", state), ("prompt", Value::text("go")), ("images/base", image())];
