@@ -12,8 +12,8 @@ use tensact::{Counts, Pipeline, SliceStats, Stats};
 use super::milliseconds;
 
 /// Activities and requests in a tick; what is beyond is counted.
-const ACTIVITIES: usize = 4000;
-const REQUESTS: usize = 200;
+const ACTIVITIES: usize = 6000;
+const REQUESTS: usize = 500;
 
 /// Activities that are looked at for a tick, before layers are put together.
 const LAYERS: usize = 1 << 15;
