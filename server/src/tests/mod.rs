@@ -6,7 +6,7 @@ mod dashboard;
 mod http;
 mod limits;
 mod protocol;
-mod robot;
+pub(crate) mod robot;
 mod soak;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -76,7 +76,7 @@ pub(super) fn image(number: u32) -> Value<'static> {
 }
 
 /// An observation of the generic robot that differs from those of other numbers.
-pub(super) fn observation(number: u32) -> Value<'static> {
+pub(crate) fn observation(number: u32) -> Value<'static> {
     Value::map([
         ("images/base", image(number)),
         ("state", Value::Array(Array::of_f32(&[8], &[number as f32; 8]).unwrap())),
@@ -85,7 +85,7 @@ pub(super) fn observation(number: u32) -> Value<'static> {
 }
 
 /// The observation with one more entry.
-pub(super) fn with(number: u32, key: &'static str, value: Value<'static>) -> Value<'static> {
+pub(crate) fn with(number: u32, key: &'static str, value: Value<'static>) -> Value<'static> {
     let Value::Map(mut map) = observation(number) else { unreachable!("observations are maps") };
     map.insert(key.into(), value);
     Value::Map(map)

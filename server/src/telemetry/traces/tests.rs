@@ -13,17 +13,23 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use tensact::runtime::checkpoint::synth::SynthSize;
-use tensact::runtime::observation::{Image, Layout, Observation};
-use tensact::telemetry::Outcome;
 use tensact::topology::{Deployment, ModelSizes, Variant};
-use tensact::{Options, Pipeline, Request};
+use tensact::{Options, Pipeline};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Response, Status, transport};
 
 use super::*;
+use crate::auth::ApiKeys;
+use crate::config::Config;
+use crate::openpi::Answer;
+use crate::serving::{Caller, Failure, Format, Serving};
 use crate::telemetry::otlp::Otlp;
+use crate::tests::robot::{observation, with};
+use crate::wire::{Value, write_msgpack};
 
 /// What a collector got.
 type Got = Arc<Mutex<Vec<Span>>>;
@@ -53,20 +59,25 @@ async fn collector() -> (SocketAddr, Got) {
     (address, got)
 }
 
-/// What sends spans to a collector.
-fn traces(address: SocketAddr, sampler: &str) -> Traces {
+/// A server of four slices on three emulated chips, two requests in a pass, whose spans go to a collector, if there is one.
+async fn server(collector: Option<SocketAddr>, sampler: &str) -> Arc<Serving> {
     let variables = BTreeMap::from([
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".into()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned()),
         ("OTEL_METRICS_EXPORTER", "none".into()),
         ("OTEL_TRACES_SAMPLER", sampler.into()),
     ]);
-    let get = |name: &str| variables.get(name).cloned();
-    let Otlp { resource, spans, .. } = Otlp::from_variables(&get).unwrap();
-    Traces::new(spans.unwrap(), &resource, Sampling::read(&get).unwrap())
+    let endpoint = collector.map(|address| format!("http://{address}"));
+    let otlp = Otlp::from_variables(&|name| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => endpoint.clone(),
+        name => variables.get(name).cloned(),
+    });
+    let serving = Serving::new(Config::default(), ApiKeys::default(), otlp.unwrap());
+    let deployment = Deployment::parse("test", DEPLOYMENT).unwrap();
+    let sizes: ModelSizes = SynthSize::Tiny.sizes(Variant::Pi0);
+    serving.load(Pipeline::emulated(&deployment, &sizes, &Options::default()).await.unwrap());
+    serving
 }
 
-/// Four slices on four chips, two requests in a pass.
 const DEPLOYMENT: &str = r#"
 board = "quietbox-bh"
 checkpoint = ""
@@ -85,55 +96,38 @@ kind = "expert"
 chips = [3]
 "#;
 
-async fn pipeline() -> Pipeline {
-    let deployment = Deployment::parse("test", DEPLOYMENT).unwrap();
-    let sizes: ModelSizes = SynthSize::Tiny.sizes(Variant::Pi0);
-    Pipeline::emulated(&deployment, &sizes, &Options::default()).await.unwrap()
+/// As a robot's connection asks.
+async fn answer(serving: &Arc<Serving>, message: &Value<'_>) -> Result<Answer, Failure> {
+    let (message, context) = (write_msgpack(message).into(), TraceContext::new(None, None));
+    serving.answer(message, Format::Msgpack, &Caller::default(), "observation", context).await
 }
 
-/// Requests through a pipeline, as a server sends them.
-async fn serve(pipeline: &Arc<Pipeline>, traces: &Arc<Traces>, requests: usize) -> Vec<TraceContext> {
-    let journal = Arc::clone(pipeline.journal());
-    let mut asking = tokio::task::JoinSet::new();
-    for number in 0..requests {
-        let (pipeline, traces, journal) = (Arc::clone(pipeline), Arc::clone(traces), Arc::clone(&journal));
+/// Asks for actions so many times, every other time within a trace that has the request's number.
+async fn ask(serving: &Arc<Serving>, requests: usize) {
+    let mut asking = JoinSet::new();
+    for number in 1..=requests {
+        let serving = Arc::clone(serving);
         asking.spawn(async move {
-            let parent = (number % 2 == 0).then(|| format!("00-{:032x}-{:016x}-01", number + 1, number + 1));
-            let context = TraceContext::new(parent.as_deref(), None);
-            let arrived = SystemTime::now();
-            let image = Image::from_u8(Layout::Hwc, 8, 8, vec![0; 8 * 8 * 3]).unwrap();
-            let observation = Observation {
-                images: [("base_0_rgb".to_owned(), image)].into(),
-                state: vec![0.0; 8],
-                prompt: Some("go".into()),
+            let parent = format!("00-{number:032x}-{number:016x}-01");
+            let message = match number % 2 {
+                0 => with(0, "traceparent", Value::text(parent)),
+                _ => observation(0),
             };
-            let request = Request { trace: Some(context.trace), ..Request::default() };
-            pipeline.infer(observation, request).await.unwrap();
-            let ended = Ended {
-                context: context.clone(),
-                name: "observation",
-                robot: Some("arm".into()),
-                outcome: Outcome::Done.name(),
-                problem: None,
-                arrived,
-                read: arrived + Duration::from_micros(1),
-                answered: SystemTime::now(),
-            };
-            traces.ended(ended, Some(&journal));
-            context
+            answer(&serving, &message).await.unwrap();
         });
         // As many at a time as may wait.
         while asking.len() >= 32 {
-            asking.join_next().await;
+            asking.join_next().await.unwrap().unwrap();
         }
     }
-    // Whoever is done is known by the journal.
     asking.join_all().await;
-    journal.requests().iter().map(|request| context_of(request)).collect()
 }
 
-fn context_of(request: &RequestTrace) -> TraceContext {
-    TraceContext { trace: request.trace, span: 1.into(), parent: None }
+/// Sends what is left.
+async fn end(serving: &Arc<Serving>, grace: Duration) {
+    let serving = Arc::clone(serving);
+    let end = tokio::task::spawn_blocking(move || serving.traces.shut_down(grace));
+    tokio::time::timeout(Duration::from_secs(60), end).await.unwrap().unwrap();
 }
 
 fn text(span: &Span, name: &str) -> Option<String> {
@@ -148,11 +142,9 @@ fn text(span: &Span, name: &str) -> Option<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_gets_every_span_of_a_thousand_requests() {
     let (address, got) = collector().await;
-    let (pipeline, traces) = (Arc::new(pipeline().await), Arc::new(traces(address, "always_on")));
-    let contexts = serve(&pipeline, &traces, 1000).await;
-    assert_eq!(contexts.len(), 1000);
-    let sent = Arc::clone(&traces);
-    tokio::task::spawn_blocking(move || sent.shut_down(Duration::from_secs(60))).await.unwrap();
+    let serving = server(Some(address), "always_on").await;
+    ask(&serving, 1000).await;
+    end(&serving, Duration::from_secs(30)).await;
 
     let mut by_trace: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
     for span in locked(&got).drain(..) {
@@ -211,15 +203,28 @@ async fn collectors_that_hang_or_are_gone_hold_nothing_up() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let addresses = [Some(silent.local_addr().unwrap()), Some(gone), None];
     for address in addresses {
-        let traces = Arc::new(address.map_or_else(Traces::default, |address| traces(address, "always_on")));
-        assert_eq!(traces.is_on(), address.is_some());
-        let pipeline = Arc::new(pipeline().await);
-        // As a request that waited for a collector would not be answered in its time.
-        let served = tokio::time::timeout(Duration::from_secs(60), serve(&pipeline, &traces, 200)).await;
-        assert_eq!(served.unwrap().len(), 200);
-        let end = tokio::task::spawn_blocking(move || traces.shut_down(Duration::from_millis(200)));
-        tokio::time::timeout(Duration::from_secs(60), end).await.unwrap().unwrap();
+        let serving = server(address, "always_on").await;
+        assert_eq!(serving.traces.is_on(), address.is_some());
+        // Were a request to wait for a collector, this would not end.
+        tokio::time::timeout(Duration::from_secs(60), ask(&serving, 200)).await.unwrap();
+        end(&serving, Duration::from_millis(200)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_requests_that_nobody_sampled_those_that_failed_are_sent() {
+    let (address, got) = collector().await;
+    let serving = server(Some(address), "always_off").await;
+    ask(&serving, 3).await;
+    let hopeless = with(0, "deadline_ms", Value::Float(1e-3));
+    assert!(answer(&serving, &hopeless).await.is_err());
+    end(&serving, Duration::from_secs(30)).await;
+    let roots: Vec<Span> = locked(&got).drain(..).filter(|span| span.name == "observation").collect();
+    let [root] = &roots[..] else { panic!("{} requests were sent", roots.len()) };
+    let outcome = text(root, "tensact.outcome").unwrap();
+    assert!(["expired", "deadline_impossible"].contains(&&*outcome), "{outcome}");
+    assert_eq!(text(root, "error.type"), Some(outcome));
+    assert_eq!(root.status.as_ref().unwrap().code, i32::from(StatusCode::Error));
 }
 
 #[test]
