@@ -55,6 +55,10 @@ def test_the_answer_is_in_openpis_dialect_with_one_array(libero: Server) -> None
     assert b"__ndarray__" not in msgpack.packb(others)
 
 
+# A span as W3C Trace Context writes it.
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 def test_timings_and_names_come_back(policy: WebsocketClientPolicy) -> None:
     first = policy.infer(Observation.of("libero", 1).wire(request_id="grasp 17", robot_id="arm"))
     assert first["request_id"] == "grasp 17"
@@ -64,6 +68,9 @@ def test_timings_and_names_come_back(policy: WebsocketClientPolicy) -> None:
     assert parts <= first["timing"].keys()
     second = policy.infer(Observation.of("libero", 2).wire())
     assert second["server_timing"]["prev_total_ms"] > 0
+    traced = policy.infer(Observation.of("libero", 3).wire(traceparent=PARENT))
+    assert traced["trace_id"] == PARENT.split("-")[1]
+    assert len(first["trace_id"]) == 32 and first["trace_id"] != second["trace_id"]
 
 
 @pytest.mark.parametrize("planes", [False, True])

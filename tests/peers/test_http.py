@@ -38,9 +38,14 @@ def test_json_gives_what_the_websocket_gives(robot: str, serve: Serve) -> None:
         policy = server.client()
         for seed in range(5):
             observation = Observation.of(robot, seed)
-            answer = server.post("/v1/actions", json=as_json(observation, request_id=f"call {seed}"))
+            trace = f"{seed + 1:032x}"
+            answer = server.post(
+                "/v1/actions",
+                json=as_json(observation, request_id=f"call {seed}"),
+                headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"},
+            )
             same(policy.infer(observation.wire()), actions_of(answer))
-            assert answer.json()["request_id"] == f"call {seed}"
+            assert (answer.json()["request_id"], answer.json()["trace_id"]) == (f"call {seed}", trace)
             assert answer.json()["timing"]["total_ms"] > 0
 
 
