@@ -11,7 +11,7 @@ use axum::Router;
 use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::get;
 
 pub(crate) use events::Hub;
@@ -24,7 +24,8 @@ pub(crate) const PAGE: &str = "/dashboard";
 
 /// What a browser asks for without a key: all below the page but what holds data.
 pub(crate) fn is_open(path: &str) -> bool {
-    path == PAGE || path.strip_prefix("/dashboard/").is_some_and(|name| file(name).is_some())
+    path == PAGE
+        || path.strip_prefix("/dashboard/").is_some_and(|name| name.is_empty() || file(name).is_some())
 }
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -67,6 +68,8 @@ fn file(name: &str) -> Option<&'static (&'static str, &'static str, &'static str
 pub(crate) fn router() -> Router<Arc<Serving>> {
     Router::new()
         .route(PAGE, get(async || serve("index.html")))
+        // The page's links are relative to its folder.
+        .route("/dashboard/", get(async || Redirect::permanent(PAGE)))
         .route("/dashboard/events", get(events::events))
         .route("/dashboard/requests/{trace}", get(request::request))
         .route("/dashboard/{file}", get(async |Path(name): Path<String>| serve(&name)))

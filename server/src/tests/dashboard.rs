@@ -49,6 +49,8 @@ async fn the_page_needs_no_key_and_its_data_does() {
         let answer = site.get(path).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(kind), "{path}: {answer}");
     }
+    let answer = site.get("/dashboard/").await;
+    assert!(answer.starts_with("HTTP/1.1 308") && answer.contains("location: /dashboard\r\n"), "{answer}");
     for path in
         ["/dashboard/events", "/dashboard/requests/00000000", "/dashboard/other.js", "/dashboard/../metrics"]
     {

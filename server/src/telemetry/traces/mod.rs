@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanProcessor as _};
-use tensact::telemetry::{Journal, RequestTrace};
+use tensact::telemetry::Journal;
 
 use super::attribute;
 use crate::serving::locked;
@@ -59,7 +59,8 @@ impl Ended {
 /// A request whose spans are to be made.
 struct Job {
     ended: Ended,
-    pipeline: Option<(Arc<RequestTrace>, Arc<Journal>)>,
+    /// Knows what its pipeline did for it; of one that was given up, a moment later.
+    journal: Option<Arc<Journal>>,
 }
 
 /// Sends the spans of requests, or nothing.
@@ -109,9 +110,7 @@ impl Traces {
         if !self.sampling.wants(&ended.context, ended.name, ended.outcome, ended.took()) {
             return;
         }
-        let pipeline =
-            journal.and_then(|journal| Some((journal.request(ended.context.trace)?, Arc::clone(journal))));
-        if let Err(TrySendError::Full(_)) = jobs.try_send(Job { ended, pipeline })
+        if let Err(TrySendError::Full(_)) = jobs.try_send(Job { ended, journal: journal.cloned() })
             && self.dropped.fetch_add(1, Ordering::Relaxed) == 0
         {
             tracing::warn!("more requests end than spans can be made for: some traces are left out");
@@ -136,12 +135,11 @@ impl Traces {
 
 /// Makes spans until there is nobody who could ask for more.
 fn make(jobs: &Receiver<Job>, processor: BatchSpanProcessor) -> BatchSpanProcessor {
-    for Job { ended, pipeline } in jobs {
-        let path = pipeline.as_ref().map(|(request, journal)| journal.path(request));
-        let known = pipeline.as_ref().zip(path.as_deref()).map(|((request, journal), path)| InPipeline {
-            request,
-            path,
-            started: journal.started(),
+    for Job { ended, journal } in jobs {
+        let known = journal.as_ref().and_then(|journal| {
+            let request = journal.request(ended.context.trace)?;
+            let path = journal.path(&request);
+            Some(InPipeline { request, path, started: journal.started() })
         });
         spans(&ended, known.as_ref()).into_iter().for_each(|span| processor.on_end(span));
     }

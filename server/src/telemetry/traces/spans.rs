@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher as _};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{
@@ -22,15 +23,15 @@ use super::{Ended, attribute};
 const SCOPE: &str = "tensact";
 
 /// What the pipeline knows of a request.
-pub(super) struct InPipeline<'a> {
-    pub(super) request: &'a RequestTrace,
-    pub(super) path: &'a [Segment],
+pub(super) struct InPipeline {
+    pub(super) request: Arc<RequestTrace>,
+    pub(super) path: Vec<Segment>,
     /// When its pipeline was started.
     pub(super) started: SystemTime,
 }
 
 /// All spans of a request, the server's own first.
-pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline<'_>>) -> Vec<SpanData> {
+pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline>) -> Vec<SpanData> {
     let trace = Trace { id: ended.context.trace, scope: InstrumentationScope::builder(SCOPE).build() };
     let root = ended.context.span;
     let mut spans = vec![trace.server(ended)];
