@@ -63,16 +63,17 @@ impl Drop for Waiting<'_> {
 /// The chips of one slice, in the order of their numbers, in which they are always taken: so no two slices wait for
 /// each other.
 #[derive(Clone)]
-pub(crate) struct Chips(Vec<Arc<Chip>>);
+pub(crate) struct Chips(Vec<Arc<Chip>>, Arc<[ChipId]>);
 
 impl Chips {
     pub(crate) fn new(mut chips: Vec<Arc<Chip>>) -> Self {
         chips.sort_by_key(|chip| chip.id);
-        Self(chips)
+        let ids = chips.iter().map(|chip| chip.id).collect();
+        Self(chips, ids)
     }
 
-    pub(crate) fn ids(&self) -> impl Iterator<Item = ChipId> {
-        self.0.iter().map(|chip| chip.id)
+    pub(crate) fn ids(&self) -> &Arc<[ChipId]> {
+        &self.1
     }
 
     /// Waits until all of them are free, and takes them.

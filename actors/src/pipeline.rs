@@ -289,7 +289,7 @@ impl Pipeline {
     /// # Errors
     /// When observation, noise or previous chunk cannot be used; when the pipeline refuses the request or gives it up.
     pub async fn infer(&self, observation: Observation, request: Request) -> Result<ActionChunk, InferError> {
-        let (clock, arrival) = (Instant::now(), self.engine.arrive(request.trace));
+        let (clock, arrival) = (Instant::now(), self.engine.arrive(request.parent));
         let deadline = request.deadline.or(self.deadline);
         let robot = request.robot.clone();
         let state = observation.state.clone();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tensact_topology::{ChipId, LayerRange, StageKind};
 
+use crate::chip::Chips;
 use crate::clock::{Clock, Moment};
 use crate::seat::Share;
 use crate::telemetry::{Activity, Journal, Transport};
@@ -141,6 +142,11 @@ impl Recorder {
         self.journal.get_or_init(|| Journal::new(self.clock))
     }
 
+    /// Whether anybody wants to know.
+    pub(crate) fn keeps_journal(&self) -> bool {
+        self.journal.get().is_some()
+    }
+
     /// Takes something down, if anybody wants to know.
     pub(crate) fn take_down(&self, write: impl FnOnce(&Journal)) {
         if let Some(journal) = self.journal.get() {
@@ -176,7 +182,7 @@ impl Recorder {
         &self,
         place: Place,
         began: Moment,
-        chips: impl Iterator<Item = ChipId>,
+        chips: &Chips,
         share: Share,
         batch: &[Arc<Ticket>],
     ) -> Moment {
@@ -190,8 +196,8 @@ impl Recorder {
             record.stats.passes += 1;
             record.stats.requests += batch.len() as u64;
         }
-        for chip in chips {
-            *inner.chips.entry(chip).or_default() += now - began;
+        for chip in &**chips.ids() {
+            *inner.chips.entry(*chip).or_default() += now - began;
         }
         if let Some(log) = &mut inner.log {
             log(now, &What::Ended(place));
@@ -199,10 +205,10 @@ impl Recorder {
         now
     }
 
-    pub(crate) fn transferred(&self, chips: impl Iterator<Item = ChipId>, took: Duration) {
+    pub(crate) fn transferred(&self, chips: &Chips, took: Duration) {
         let mut inner = self.inner();
-        for chip in chips {
-            *inner.chips.entry(chip).or_default() += took;
+        for chip in &**chips.ids() {
+            *inner.chips.entry(*chip).or_default() += took;
         }
     }
 
@@ -219,6 +225,7 @@ impl Recorder {
     }
 
     pub(crate) fn failed(&self, place: Place, cause: &str, batch: usize) {
+        self.take_down(|journal| journal.stopped(place.pipeline, place.slice));
         let mut inner = self.inner();
         let record = &mut inner.slices[place.pipeline][place.slice];
         record.stats.running = record.stats.running.saturating_sub(batch);

@@ -9,7 +9,7 @@ use tensact_runtime::device::SliceError;
 use tensact_runtime::model::flow::{Steps, WeightSchedule};
 use tensact_runtime::preprocess::{ActionsError, ObservationError, Warning};
 
-use crate::telemetry::TraceId;
+use crate::telemetry::ParentSpan;
 use crate::ticket::milliseconds;
 
 /// What the integration starts from.
@@ -55,8 +55,8 @@ pub struct Request {
     pub deadline: Option<Duration>,
     /// Which robot asks. Of a robot's waiting observations only the newest is kept.
     pub robot: Option<Arc<str>>,
-    /// What the request is called in the pipeline's journal; a name of its own unless given.
-    pub trace: Option<TraceId>,
+    /// The span that it is asked from; a trace of its own in the pipeline's journal unless given.
+    pub parent: Option<ParentSpan>,
 }
 
 /// How long the parts of one inference took, in milliseconds. They follow each other; the first denoising step, which

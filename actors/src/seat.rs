@@ -109,23 +109,35 @@ impl Seat {
     ) -> Result<T, StageFault> {
         let slowdown = self.suffer(batch).await?;
         let began = self.recorder.begin(self.place, share, batch.tickets);
-        let result = compute().map_err(|error| self.fault(error.to_string()))?;
-        if let Some(costs) = &mut self.costs {
+        let cameras = batch.cameras;
+        let (doing, layers) = match share {
+            Share::Pass => (Doing::Pass { cameras }, self.layers),
+            Share::Layer { layer, last } => (Doing::Layer { cameras, last }, LayerRange::one(layer)),
+        };
+        let activity = self.recorder.keeps_journal().then(|| {
+            let activity = self.activity(doing, began, began, batch.members());
+            Activity { layers, ..activity }
+        });
+        if let Some(activity) = &activity {
+            self.recorder.take_down(|journal| journal.began(activity.clone()));
+        }
+        let result = compute();
+        if let (Ok(_), Some(costs)) = (&result, &mut self.costs) {
             let pass = costs.pass(batch.tickets, batch.cameras);
             let shares = if share == Share::Pass { 1 } else { self.layers.len() as u32 };
             // What was computed here is part of the chip's time.
             let spent = self.clock.now() - began;
             self.occupy((pass / shares).mul_f64(slowdown).saturating_sub(spent)).await;
         }
-        let ended = self.recorder.end(self.place, began, self.chips.ids(), share, batch.tickets);
-        let cameras = batch.cameras;
-        let (doing, layers) = match share {
-            Share::Pass => (Doing::Pass { cameras }, self.layers),
-            Share::Layer { layer, last } => (Doing::Layer { cameras, last }, LayerRange::one(layer)),
+        let ended = match &result {
+            Ok(_) => self.recorder.end(self.place, began, &self.chips, share, batch.tickets),
+            // It took its chips for as long, though nothing came of it.
+            Err(_) => self.clock.now(),
         };
-        let taken_down = || Activity { layers, ..self.activity(doing, began, ended, batch.members()) };
-        self.recorder.acted(taken_down);
-        Ok(result)
+        if let Some(activity) = activity {
+            self.recorder.acted(|| Activity { ended, ..activity });
+        }
+        result.map_err(|error| self.fault(error.to_string()))
     }
 
     /// Something that this slice's chips did.
@@ -135,7 +147,7 @@ impl Seat {
             slice: self.place.slice,
             stage: self.stage,
             layers: self.layers,
-            chips: self.chips.ids().collect(),
+            chips: Arc::clone(self.chips.ids()),
             doing,
             began,
             ended,
@@ -190,7 +202,14 @@ impl Seat {
         {
             return Err(self.fault("the link is down".into()));
         }
-        let load = way.load(&content, images);
+        let mut load = way.load(&content, images);
+        // Chips that share a slice each send what they have computed.
+        if let Some(from) = self.chips.ids().first() {
+            load.wire.from = *from;
+        }
+        if load.wire.from == load.wire.to {
+            load.wire.transport = Transport::Local;
+        }
         let member = content.ticket().member(content.step());
         if let Err(parcel) = way.outbox.try_send(Parcel { load, content }) {
             *turn = None;
@@ -239,7 +258,7 @@ impl Seat {
             self.occupy(load.takes).await;
         }
         let ended = self.clock.now();
-        self.recorder.transferred(self.chips.ids(), ended - began);
+        self.recorder.transferred(&self.chips, ended - began);
         self.recorder.acted(|| self.activity(doing, began, ended, vec![member]));
     }
 
@@ -247,7 +266,7 @@ impl Seat {
         StageFault {
             stage: self.stage,
             layers: self.layers,
-            chip: self.chips.ids().next().unwrap_or(ChipId(0)),
+            chip: self.chips.ids().first().copied().unwrap_or(ChipId(0)),
             pipeline: self.place.pipeline,
             cause,
         }

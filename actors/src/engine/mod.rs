@@ -25,7 +25,7 @@ use crate::scheduler::{
     Abandon, Cancel, Connect, Drain, Limits, Look, Outcome, Scheduler, SchedulerArgs, Seen, Submit,
 };
 use crate::simulate::faults::SliceFaults;
-use crate::telemetry::TraceId;
+use crate::telemetry::ParentSpan;
 use crate::ticket::RequestId;
 use wiring::Wiring;
 
@@ -80,9 +80,9 @@ impl Engine {
     }
 
     /// Numbers a request, so that of two observations of a robot the later one is known, however long they are prepared.
-    pub(crate) fn arrive(&self, trace: Option<TraceId>) -> Arrival {
+    pub(crate) fn arrive(&self, parent: Option<ParentSpan>) -> Arrival {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        Arrival { id, trace: trace.unwrap_or_else(|| TraceId::of_number(id.0)), at: self.clock.now() }
+        Arrival { id, parent, at: self.clock.now() }
     }
 
     /// Hands a request in. Dropping what is returned cancels it.
@@ -98,13 +98,13 @@ impl Engine {
     /// Hands a request in that has arrived before.
     pub(crate) fn submit_as(
         &self,
-        Arrival { id, trace, at: arrived }: Arrival,
+        Arrival { id, parent, at: arrived }: Arrival,
         sample: Sample,
         robot: Option<Arc<str>>,
         deadline: Option<Duration>,
     ) -> Pending {
         let (reply, outcome) = oneshot::channel();
-        let submit = Submit { id, trace, arrived, sample: Arc::new(sample), robot, deadline, reply };
+        let submit = Submit { id, parent, arrived, sample: Arc::new(sample), robot, deadline, reply };
         // A scheduler that is gone drops the reply, which the caller sees.
         let _ = self.scheduler.tell(submit).try_send();
         Pending { id, outcome, scheduler: self.scheduler.clone() }
@@ -144,7 +144,7 @@ impl Drop for Engine {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
     id: RequestId,
-    trace: TraceId,
+    parent: Option<ParentSpan>,
     at: Moment,
 }
 

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::home::Home;
 use crate::recorder::{Place, What};
 use crate::request::Refusal;
-use crate::telemetry::{Outcome as Became, Submitted, TraceId};
+use crate::telemetry::{Outcome as Became, ParentSpan, Submitted, TraceId};
 use crate::ticket::{AttemptId, End, RequestId};
 
 /// The pipelines, once their stages run.
@@ -27,7 +27,8 @@ pub(crate) struct Connect {
 /// A request is handed in.
 pub(crate) struct Submit {
     pub(crate) id: RequestId,
-    pub(crate) trace: TraceId,
+    /// The span that it was asked from.
+    pub(crate) parent: Option<ParentSpan>,
     /// When it came, before it was prepared.
     pub(crate) arrived: Moment,
     pub(crate) sample: Arc<Sample>,
@@ -109,11 +110,13 @@ impl Message<Submit> for Scheduler {
         for replica in &mut self.replicas {
             replica.estimate(&submit.sample);
         }
-        let Submit { id, trace, arrived, sample, robot, deadline, reply } = submit;
+        let Submit { id, parent, arrived, sample, robot, deadline, reply } = submit;
         let deadline_at = deadline.filter(|deadline| *deadline < FOREVER).map(|deadline| now + deadline);
+        let trace = parent.map_or_else(|| TraceId::of_number(id.0), |parent| parent.trace);
         self.recorder.take_down(|journal| {
-            let robot = robot.clone();
-            journal.submitted(id.0, Submitted { trace, robot, arrived, at: now, deadline: deadline_at });
+            let (span, robot) = (parent.map(|parent| parent.span), robot.clone());
+            journal
+                .submitted(id.0, Submitted { trace, span, robot, arrived, at: now, deadline: deadline_at });
         });
         let life = Life {
             trace,

@@ -164,8 +164,11 @@ impl Work for Vision {
             }
             self.at_work.push(Arc::clone(&parcel.content.ticket));
             let images = self.args.seat.receive(held, parcel).await;
-            let Images { ticket, not_before, .. } = &images;
-            self.args.seat.held_up(ticket, Doing::Upload, ticket.dispatched, *not_before);
+            let Images { ticket, not_before, images: of } = &images;
+            // All images of a request are sent to the board at once.
+            if of.first().is_none_or(|image| image.camera == 0) {
+                self.args.seat.held_up(ticket, Doing::Upload, ticket.dispatched, *not_before);
+            }
             self.gather(images);
         }
         let mut batch = next_batch(&mut self.due, most, |images| &images.ticket);

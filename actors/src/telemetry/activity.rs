@@ -149,15 +149,15 @@ impl Activity {
         self.chips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 
-    /// At which denoising step a request was.
-    pub fn step_of(&self, trace: TraceId) -> Option<usize> {
-        self.members.iter().find(|member| member.trace == trace).and_then(|member| member.step)
+    /// At which denoising step the request with this number was.
+    pub fn step_of(&self, request: u64) -> Option<usize> {
+        self.members.iter().find(|member| member.request == request).and_then(|member| member.step)
     }
 
-    /// What was done for a request, in words: `prefix layers 0..18 on chip 4`.
-    pub fn words(&self, trace: TraceId) -> String {
+    /// What was done for the request with this number, in words: `prefix layers 0..18 on chip 4`.
+    pub fn words(&self, request: u64) -> String {
         let Self { stage, layers, .. } = self;
-        let step = self.step_of(trace);
+        let step = self.step_of(request);
         let work = match (stage, step) {
             (StageKind::Expert, Some(step)) => format!("denoising step {step}, layers {layers}"),
             _ => format!("{stage} layers {layers}"),

@@ -1,10 +1,12 @@
 //! What a pipeline takes down, and keeps for a while.
 //!
-//! Invariant *bounded*: a journal keeps the newest activities and requests, as many as it has room for.
+//! Invariant *bounded*: a journal keeps the newest activities and requests, as many as it has room for, whatever requests ask for.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+use tensact_topology::ChipId;
 
 use super::{Activity, Attempt, ChipLog, Member, Outcome, RequestTrace, Segment, TraceId};
 use crate::clock::{Clock, Moment};
@@ -12,8 +14,9 @@ use crate::clock::{Clock, Moment};
 /// Activities that are kept for everybody, and for each chip. A board of 32 chips at full load has some ten thousand in a second.
 const ACTIVITIES: usize = 1 << 16;
 const ACTIVITIES_OF_A_CHIP: usize = 1 << 13;
-/// Requests that are kept.
+/// Requests that are kept, and activities of all requests.
 const REQUESTS: usize = 1 << 12;
+const ACTIVITIES_OF_REQUESTS: usize = 1 << 18;
 /// Requests that may be under way; more are not traced.
 const OPEN: usize = 1 << 16;
 
@@ -26,7 +29,11 @@ pub struct Journal {
 struct Inner {
     open: BTreeMap<u64, Open>,
     requests: VecDeque<Arc<RequestTrace>>,
-    by_name: HashMap<TraceId, Arc<RequestTrace>>,
+    by_span: HashMap<u64, Arc<RequestTrace>>,
+    /// Activities of requests, under way and ended.
+    held: usize,
+    /// What chips are in the middle of, by pipeline, slice and first chip.
+    running: BTreeMap<(usize, usize, Option<ChipId>), Arc<Activity>>,
     activities: VecDeque<Arc<Activity>>,
     chips: ChipLog,
     /// Entries so far.
@@ -47,6 +54,7 @@ struct Open {
 #[derive(Debug, Clone)]
 pub(crate) struct Submitted {
     pub(crate) trace: TraceId,
+    pub(crate) span: Option<u64>,
     pub(crate) robot: Option<Arc<str>>,
     pub(crate) arrived: Moment,
     pub(crate) at: Moment,
@@ -85,9 +93,17 @@ pub struct News {
 impl Journal {
     /// An empty one of a pipeline whose time is that of this clock.
     pub(crate) fn new(clock: Clock) -> Arc<Self> {
-        let (open, requests, by_name, activities, counts, listeners) = Default::default();
-        let chips = ChipLog::new(ACTIVITIES_OF_A_CHIP);
-        let inner = Inner { open, requests, by_name, activities, chips, counts, listeners };
+        let inner = Inner {
+            open: BTreeMap::new(),
+            requests: VecDeque::new(),
+            by_span: HashMap::new(),
+            held: 0,
+            running: BTreeMap::new(),
+            activities: VecDeque::new(),
+            chips: ChipLog::new(ACTIVITIES_OF_A_CHIP),
+            counts: Cursor::default(),
+            listeners: Vec::new(),
+        };
         Arc::new(Self { clock, inner: Mutex::new(inner) })
     }
 
@@ -108,9 +124,9 @@ impl Journal {
         self.inner().listeners.push(listener);
     }
 
-    /// A request that has ended, by its name, if it is still kept.
-    pub fn request(&self, trace: TraceId) -> Option<Arc<RequestTrace>> {
-        self.inner().by_name.get(&trace).cloned()
+    /// The request that was asked from a span, if it has ended and is still kept.
+    pub fn asked_from(&self, span: u64) -> Option<Arc<RequestTrace>> {
+        self.inner().by_span.get(&span).cloned()
     }
 
     /// Requests that have ended and are still kept, the newest last.
@@ -121,10 +137,13 @@ impl Journal {
     /// What is new since `cursor`, at most so many of each, the newest; moves the cursor on.
     pub fn since(&self, cursor: &mut Cursor, most_activities: usize, most_requests: usize) -> News {
         let inner = self.inner();
-        let (activities, activities_left_out) =
-            newest(&inner.activities, inner.counts.activities - cursor.activities, most_activities);
+        let (activities, activities_left_out) = newest(
+            &inner.activities,
+            inner.counts.activities.saturating_sub(cursor.activities),
+            most_activities,
+        );
         let (requests, requests_left_out) =
-            newest(&inner.requests, inner.counts.requests - cursor.requests, most_requests);
+            newest(&inner.requests, inner.counts.requests.saturating_sub(cursor.requests), most_requests);
         *cursor = inner.counts;
         News { activities, activities_left_out, requests, requests_left_out }
     }
@@ -136,7 +155,19 @@ impl Journal {
 
     /// What a request's latency was spent on, from its arrival to its end: segments that follow each other without a gap.
     pub fn path(&self, request: &RequestTrace) -> Vec<Segment> {
-        self.inner().chips.path(request)
+        let from = request.attempts.last().map_or(request.ended, |attempt| attempt.dispatched);
+        let chips: BTreeSet<ChipId> =
+            request.activities().flat_map(|activity| activity.chips.iter().copied()).collect();
+        // Chips wait for whoever looks, so it looks no longer than it must.
+        let log = {
+            let inner = self.inner();
+            let mut log = inner.chips.between(&chips, from, request.ended);
+            for running in inner.running.values().filter(|running| running.began < request.ended) {
+                log.push(&Arc::new(Activity { ended: request.ended, ..(**running).clone() }));
+            }
+            log
+        };
+        log.path(request)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -157,14 +188,30 @@ impl Journal {
         }
     }
 
+    /// A slice's chips have begun with something.
+    pub(crate) fn began(&self, activity: Activity) {
+        self.inner().running.insert(key(&activity), Arc::new(activity));
+    }
+
+    /// A slice has failed in the middle of something.
+    pub(crate) fn stopped(&self, pipeline: usize, slice: usize) {
+        self.inner().running.retain(|key, _| (key.0, key.1) != (pipeline, slice));
+    }
+
     pub(crate) fn acted(&self, activity: Activity) {
         let activity = Arc::new(activity);
         let mut inner = self.inner();
         let inner = &mut *inner;
+        if activity.doing.computes() {
+            inner.running.remove(&key(&activity));
+        }
         for Member { request, attempt, .. } in &activity.members {
             let attempts = inner.open.get_mut(request).map(|open| &mut open.attempts);
-            if let Some(attempt) = attempts.and_then(|attempts| attempts.get_mut(*attempt as usize - 1)) {
+            if let Some(attempt) = attempts.and_then(|attempts| attempts.get_mut(*attempt as usize - 1))
+                && inner.held < 2 * ACTIVITIES_OF_REQUESTS
+            {
                 attempt.activities.push(Arc::clone(&activity));
+                inner.held += 1;
             }
         }
         inner.chips.push(&activity);
@@ -176,10 +223,21 @@ impl Journal {
     pub(crate) fn ended(&self, request: u64, outcome: Outcome, at: Moment) {
         let mut inner = self.inner();
         let inner = &mut *inner;
-        let Some(Open { submitted, attempts }) = inner.open.remove(&request) else { return };
-        let Submitted { trace, robot, arrived, at: submitted, deadline } = submitted;
+        let Some(Open { submitted, mut attempts }) = inner.open.remove(&request) else { return };
+        let Submitted { trace, span, robot, arrived, at: submitted, deadline } = submitted;
+        // What it was in the middle of goes on for others, or ends for nobody.
+        for running in inner.running.values() {
+            let Some(member) = running.members.iter().find(|member| member.request == request) else {
+                continue;
+            };
+            if let Some(attempt) = attempts.get_mut(member.attempt as usize - 1) {
+                attempt.activities.push(Arc::new(Activity { ended: at, ..(**running).clone() }));
+                inner.held += 1;
+            }
+        }
         let ended = RequestTrace {
             trace,
+            span,
             number: request,
             robot,
             arrived,
@@ -192,21 +250,29 @@ impl Journal {
         let ended = Arc::new(ended);
         inner.listeners.iter_mut().for_each(|listener| listener(Entry::Request(&ended)));
         inner.counts.requests += 1;
-        inner.by_name.insert(trace, Arc::clone(&ended));
-        if let Some(oldest) = push(&mut inner.requests, ended, REQUESTS)
-            // Clients may give the same name twice.
-            && inner.by_name.get(&oldest.trace).is_some_and(|named| Arc::ptr_eq(named, &oldest))
-        {
-            inner.by_name.remove(&oldest.trace);
+        inner.by_span.extend(span.map(|span| (span, Arc::clone(&ended))));
+        inner.requests.push_back(ended);
+        while inner.requests.len() > REQUESTS || inner.held > ACTIVITIES_OF_REQUESTS {
+            let Some(oldest) = inner.requests.pop_front() else { break };
+            inner.held = inner.held.saturating_sub(oldest.activities().count());
+            if let Some(span) = oldest.span {
+                inner.by_span.remove(&span);
+            }
         }
     }
 }
 
-/// Adds to a queue that holds `most`; gives what had to make room.
-pub(super) fn push<T>(queue: &mut VecDeque<T>, value: T, most: usize) -> Option<T> {
-    let oldest = if queue.len() >= most { queue.pop_front() } else { None };
+/// Where an activity is under way.
+fn key(activity: &Activity) -> (usize, usize, Option<ChipId>) {
+    (activity.pipeline, activity.slice, activity.chips.first().copied())
+}
+
+/// Adds to a queue that holds `most`; the oldest makes room.
+pub(super) fn push<T>(queue: &mut VecDeque<T>, value: T, most: usize) {
+    if queue.len() >= most {
+        queue.pop_front();
+    }
     queue.push_back(value);
-    oldest
 }
 
 /// The newest of `new` values, at most `most`, and how many are missing.

@@ -17,6 +17,6 @@ pub use activity::{Activity, Doing, Member, Transport};
 pub use journal::{Cursor, Entry, Journal, Listener, News};
 pub use path::{ChipLog, Leg, Reason, Segment};
 pub use request_trace::{Attempt, Outcome, RequestTrace};
-pub use trace_id::TraceId;
+pub use trace_id::{ParentSpan, TraceId};
 
 pub(crate) use journal::Submitted;

@@ -4,13 +4,13 @@
 //! the end backwards: before anything began, the request was held up by whatever of its own ended last before that;
 //! what lies between is a wait for the chip that was to go on, and whatever that chip did then is its reason.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
 use tensact_topology::{ChipId, StageKind};
 
-use super::{Activity, Outcome, RequestTrace, TraceId, journal};
+use super::{Activity, Outcome, RequestTrace, journal};
 use crate::clock::Moment;
 
 /// A part of a request's latency.
@@ -71,11 +71,11 @@ impl fmt::Display for Reason {
 }
 
 impl Leg {
-    /// What it was for this request, in words.
-    pub fn words(&self, trace: TraceId) -> String {
+    /// What it was for the request with this number, in words.
+    pub fn words(&self, request: u64) -> String {
         match self {
             Self::Preprocess => "preprocess".into(),
-            Self::Activity(activity) => activity.words(trace),
+            Self::Activity(activity) => activity.words(request),
             Self::Wait(reason) => format!("wait for {reason}"),
         }
     }
@@ -156,14 +156,11 @@ impl Backwards<'_> {
 
     /// The attempt that decided.
     fn attempt(&mut self, activities: &[Arc<Activity>], dispatched: Moment) {
+        let activities = ByBegin::new(activities);
         // Who was refused waited for what it would have gone on with, which nobody knows: the chip that it was on before.
         let mut next = activities.last().filter(|_| self.request.outcome != Outcome::Done);
         while self.until > dispatched {
-            let until = self.until;
-            let before = activities
-                .iter()
-                .filter(|activity| activity.began < until)
-                .max_by_key(|activity| (activity.ended.min(until), activity.began));
+            let before = activities.last_to_end(self.until);
             self.wait(next, before.map_or(dispatched, |before| before.ended.max(dispatched)));
             let Some(before) = before else { return };
             self.back_to(before.began.max(dispatched), || Leg::Activity(Arc::clone(before)));
@@ -173,13 +170,18 @@ impl Backwards<'_> {
 
     /// A wait since `began` for the chip of what came next, cut where the chip's work changes.
     fn wait(&mut self, next: Option<&Arc<Activity>>, began: Moment) {
-        let Some(&chip) = next.and_then(|next| next.chips.first()) else {
+        let log = self.chips;
+        let number = self.request.number;
+        let others = |chip| {
+            let since = log.before(chip, self.until).take_while(|occupant| occupant.ended > began);
+            since.filter(|occupant| occupant.members.iter().all(|member| member.request != number))
+        };
+        // Of several chips, the one that was free last.
+        let chips = next.map_or(&[][..], |next| &next.chips);
+        let Some(&chip) = chips.iter().max_by_key(|chip| others(**chip).next().map(|last| last.ended)) else {
             return self.back_to(began, || Leg::Wait(Reason::Told));
         };
-        for occupant in self.chips.before(chip, self.until).take_while(|occupant| occupant.ended > began) {
-            if occupant.members.iter().any(|member| member.request == self.request.number) {
-                continue;
-            }
+        for occupant in others(chip).collect::<Vec<_>>() {
             self.back_to(occupant.ended.max(began), || Leg::Wait(Reason::Wake { chip }));
             let stage = occupant.stage;
             self.back_to(occupant.began.max(began), || Leg::Wait(Reason::Busy { chip, stage }));
@@ -188,7 +190,60 @@ impl Backwards<'_> {
     }
 }
 
+/// Activities of an attempt, in the order in which they began.
+struct ByBegin<'a> {
+    activities: Vec<&'a Arc<Activity>>,
+    /// When the last of them and those before it ended.
+    latest: Vec<Moment>,
+}
+
+impl<'a> ByBegin<'a> {
+    fn new(activities: &'a [Arc<Activity>]) -> Self {
+        let mut activities: Vec<_> = activities.iter().collect();
+        activities.sort_by_key(|activity| activity.began);
+        let mut so_far = Moment::ZERO;
+        let latest = activities.iter().map(|activity| {
+            so_far = so_far.max(activity.ended);
+            so_far
+        });
+        let latest = latest.collect();
+        Self { activities, latest }
+    }
+
+    fn last(&self) -> Option<&'a Arc<Activity>> {
+        self.activities.last().copied()
+    }
+
+    /// Of those that began before a moment, the one that ended last before it or was under way then; of several, the one
+    /// that began last.
+    fn last_to_end(&self, until: Moment) -> Option<&'a Arc<Activity>> {
+        let mut last: Option<&'a Arc<Activity>> = None;
+        for place in (0..self.activities.partition_point(|activity| activity.began < until)).rev() {
+            let end = last.map_or(Moment::ZERO, |last| last.ended.min(until));
+            if last.is_some() && self.latest[place].min(until) <= end {
+                break;
+            }
+            if last.is_none() || self.activities[place].ended.min(until) > end {
+                last = Some(self.activities[place]);
+            }
+        }
+        last
+    }
+}
+
 impl ChipLog {
+    /// What some chips did between two moments.
+    pub(super) fn between(&self, chips: &BTreeSet<ChipId>, from: Moment, to: Moment) -> Self {
+        let mut log = Self::new(self.most);
+        for chip in chips {
+            let done = self.before(*chip, to).take_while(|activity| activity.ended > from).cloned();
+            let mut done: VecDeque<_> = done.collect();
+            done.make_contiguous().reverse();
+            log.chips.insert(*chip, done);
+        }
+        log
+    }
+
     /// What a chip began before a moment, the latest first.
     fn before(&self, chip: ChipId, moment: Moment) -> impl Iterator<Item = &Arc<Activity>> {
         self.chips.get(&chip).into_iter().flat_map(move |activities| {

@@ -14,6 +14,8 @@ use crate::request::Refusal;
 pub struct RequestTrace {
     /// Its name.
     pub trace: TraceId,
+    /// The span that it was asked from.
+    pub span: Option<u64>,
     /// Its number, counted from 0 as requests came.
     pub number: u64,
     /// Which robot asked.

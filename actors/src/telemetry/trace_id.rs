@@ -27,9 +27,9 @@ impl TraceId {
         self.0
     }
 
-    /// Its first eight digits, which tell the requests of some seconds apart.
+    /// Its last eight digits, which tell the requests of some seconds apart: those that W3C Trace Context wants to be random.
     pub fn label(self) -> String {
-        format!("{:08x}", self.0 >> 96)
+        format!("{:08x}", self.0 as u32)
     }
 }
 
@@ -40,6 +40,15 @@ fn mixed(value: u64) -> u64 {
     let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ value >> 31
+}
+
+/// A span that requests are asked from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParentSpan {
+    /// Its trace.
+    pub trace: TraceId,
+    /// Its own id; no other request may be asked from it.
+    pub span: u64,
 }
 
 impl fmt::Display for TraceId {
