@@ -12,6 +12,7 @@ mod server;
 mod serving;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod wire;
 
 pub use auth::{ApiKeys, ApiKeysError};

@@ -1,0 +1,71 @@
+//! Where a request went on, from chip to chip.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tensact::telemetry::{Activity, Doing};
+use tensact::topology::ChipId;
+
+/// An arrow between two slices on the tracks of chips. It begins not later than it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Arrow {
+    /// A chip, and when its slice began.
+    pub(super) from: (ChipId, Duration),
+    /// The same of the other end.
+    pub(super) to: (ChipId, Duration),
+}
+
+/// Arrows between the activities of an attempt: from each send to the receive of the same bytes; where nobody received, to
+/// the first thing that the other chip did.
+pub(super) fn arrows(activities: &[Arc<Activity>]) -> Vec<Arrow> {
+    let mut received = vec![false; activities.len()];
+    let mut arrows = Vec::new();
+    for send in activities {
+        let Doing::Send { to, bytes, .. } = send.doing else { continue };
+        let matching = activities.iter().enumerate().position(|(index, receive)| {
+            !received[index]
+                && receive.chips.contains(&to)
+                && matches!(receive.doing, Doing::Receive { from, bytes: taken, .. }
+                    if taken == bytes && send.chips.contains(&from))
+        });
+        if let Some(index) = matching {
+            received[index] = true;
+        }
+        let begin = if lasts(send) { Some(send) } else { last_on(activities, send) };
+        let Some(begin) = begin else { continue };
+        let next = matching.map(|index| &activities[index]).filter(|receive| lasts(receive));
+        let Some(end) = next.or_else(|| first_on(activities, to, begin)) else { continue };
+        // Who takes a parcel from a full queue may be done before its sender has accounted for it.
+        if begin.began <= end.began
+            && let (Some(from), true) = (begin.chips.first(), end.chips.contains(&to))
+        {
+            arrows.push(Arrow { from: (*from, begin.began), to: (to, end.began) });
+        }
+    }
+    arrows
+}
+
+/// Whether it is long enough to be seen, and to hold an arrow.
+fn lasts(activity: &Activity) -> bool {
+    activity.ended > activity.began && !activity.chips.is_empty()
+}
+
+/// The last thing that the sender's chips did before a send that took no time.
+fn last_on<'a>(activities: &'a [Arc<Activity>], send: &Activity) -> Option<&'a Arc<Activity>> {
+    activities
+        .iter()
+        .filter(|activity| lasts(activity) && activity.chips == send.chips && activity.ended <= send.ended)
+        .max_by_key(|activity| activity.ended)
+}
+
+/// The first thing that a chip did after something on another.
+fn first_on<'a>(
+    activities: &'a [Arc<Activity>],
+    chip: ChipId,
+    after: &Activity,
+) -> Option<&'a Arc<Activity>> {
+    activities
+        .iter()
+        .filter(|activity| lasts(activity) && activity.chips.contains(&chip) && activity.began >= after.began)
+        .min_by_key(|activity| activity.began)
+}
