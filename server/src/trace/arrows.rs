@@ -18,22 +18,12 @@ pub(super) struct Arrow {
 /// Arrows between the activities of an attempt: from each send to the receive of the same bytes; where nobody received, to
 /// the first thing that the other chip did.
 pub(super) fn arrows(activities: &[Arc<Activity>]) -> Vec<Arrow> {
-    let mut received = vec![false; activities.len()];
     let mut arrows = Vec::new();
-    for send in activities {
-        let Doing::Send { to, bytes, .. } = send.doing else { continue };
-        let matching = activities.iter().enumerate().position(|(index, receive)| {
-            !received[index]
-                && receive.chips.contains(&to)
-                && matches!(receive.doing, Doing::Receive { from, bytes: taken, .. }
-                    if taken == bytes && send.chips.contains(&from))
-        });
-        if let Some(index) = matching {
-            received[index] = true;
-        }
+    for (send, receive) in transfers(activities) {
+        let Doing::Send { to, .. } = send.doing else { continue };
         let begin = if lasts(send) { Some(send) } else { last_on(activities, send) };
         let Some(begin) = begin else { continue };
-        let next = matching.map(|index| &activities[index]).filter(|receive| lasts(receive));
+        let next = receive.filter(|receive| lasts(receive));
         let Some(end) = next.or_else(|| first_on(activities, to, begin)) else { continue };
         // Who takes a parcel from a full queue may be done before its sender has accounted for it.
         if begin.began <= end.began
@@ -43,6 +33,31 @@ pub(super) fn arrows(activities: &[Arc<Activity>]) -> Vec<Arrow> {
         }
     }
     arrows
+}
+
+type Transfer<'a> = (&'a Arc<Activity>, Option<&'a Arc<Activity>>);
+
+/// Every send with its receive, if there is one. A receive names one chip of the slice that sent; where others of that slice
+/// have sent as well, theirs are those that are left.
+fn transfers(activities: &[Arc<Activity>]) -> Vec<Transfer<'_>> {
+    let sends = activities.iter().filter(|activity| matches!(activity.doing, Doing::Send { .. }));
+    let mut transfers: Vec<Transfer<'_>> = sends.map(|send| (send, None)).collect();
+    let mut received = vec![false; activities.len()];
+    for by_name in [true, false] {
+        for (send, receive) in transfers.iter_mut().filter(|(_, receive)| receive.is_none()) {
+            let Doing::Send { to, bytes: sent, .. } = send.doing else { continue };
+            let matching = activities.iter().zip(&mut received).find(|(activity, received)| {
+                let Doing::Receive { from, bytes, .. } = activity.doing else { return false };
+                let named = !by_name || send.chips.contains(&from);
+                !**received && named && bytes == sent && activity.chips.contains(&to)
+            });
+            if let Some((activity, received)) = matching {
+                *received = true;
+                *receive = Some(activity);
+            }
+        }
+    }
+    transfers
 }
 
 /// Whether it is long enough to be seen, and to hold an arrow.

@@ -90,10 +90,17 @@ impl ChipShare {
         self.vision + self.prefix + self.expert + self.transfers + self.stalled
     }
 
-    /// The stage that it computed for most.
-    pub fn stage(&self) -> StageKind {
-        let shares = [self.vision, self.prefix, self.expert].into_iter().zip(StageKind::ALL);
-        shares.max_by(|a, b| a.0.total_cmp(&b.0)).map_or(StageKind::Expert, |(_, stage)| stage)
+    /// What most of that was.
+    pub fn most(&self) -> &'static str {
+        let Self { vision, prefix, expert, transfers, stalled, .. } = *self;
+        let parts = [
+            (vision, "the vision tower"),
+            (prefix, "the prefix"),
+            (expert, "the expert"),
+            (transfers, "transfers"),
+            (stalled, "nothing, because it was stalled"),
+        ];
+        parts.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).map_or("nothing", |(_, part)| part)
     }
 }
 

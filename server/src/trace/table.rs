@@ -1,17 +1,18 @@
-//! A request's critical path as rows. Neighbours that repeat are one row with their number: the layers of a prefix and
-//! their sends, the steps of denoising.
+//! A request's critical path as rows, few enough for a screen: the layers of a pass and their transfers are one, and so are
+//! neighbours that repeat, such as the steps of denoising.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tensact::telemetry::{Activity, Doing, Leg, RequestTrace, Segment, TraceId};
-use tensact::topology::{LayerRange, StageKind};
+use tensact::topology::{ChipId, LayerRange, StageKind};
 
 use super::summary::milliseconds;
 
 /// Most segments that repeat together.
-const PERIOD_MAX: usize = 4;
+const PERIOD_MAX: usize = 2;
 
 /// A row: some segments, one after the other.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,12 +34,80 @@ pub fn rows(request: &RequestTrace, path: &[Segment]) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut rest = path;
     while !rest.is_empty() {
-        let (period, times) = repeats(rest);
-        let (these, others) = rest.split_at(period * times);
-        rows.push(row(request, these, period));
-        rest = others;
+        let pass = pass(rest);
+        let (row, count) = if pass.layers > 1 {
+            let segments = &rest[..pass.segments];
+            (row(request, segments, pass.layers, pass.words(request.trace, segments)), pass.segments)
+        } else {
+            let (period, times) = repeats(rest);
+            let segments = &rest[..period * times];
+            let words: Vec<String> = (0..period)
+                .map(|place| words(request.trace, segments.iter().skip(place).step_by(period)))
+                .collect();
+            (row(request, segments, times, words.join(", then ")), segments.len())
+        };
+        rows.push(row);
+        rest = &rest[count..];
     }
     rows
+}
+
+fn row(request: &RequestTrace, segments: &[Segment], times: usize, what: String) -> Row {
+    let since = |segment: Option<Duration>| {
+        milliseconds(segment.unwrap_or(request.arrived).saturating_sub(request.arrived))
+    };
+    let from_ms = since(segments.first().map(|segment| segment.began));
+    let to_ms = since(segments.last().map(|segment| segment.ended));
+    Row { from_ms, to_ms, ms: to_ms - from_ms, times, what }
+}
+
+/// Layers of a slice, one after the other, with what went to and from its chips meanwhile.
+#[derive(Default)]
+struct Pass {
+    segments: usize,
+    layers: usize,
+    /// Who was at the other end.
+    others: BTreeSet<ChipId>,
+}
+
+/// The pass that a path begins with.
+fn pass(path: &[Segment]) -> Pass {
+    let mut pass = Pass::default();
+    let Some(Leg::Activity(first)) = path.first().map(|segment| &segment.leg) else { return pass };
+    let own = |activity: &Activity| (activity.pipeline, activity.slice) == (first.pipeline, first.slice);
+    for segment in path {
+        let Leg::Activity(activity) = &segment.leg else { break };
+        match activity.doing {
+            Doing::Layer { .. } if own(activity) => pass.layers += 1,
+            Doing::Send { to: other, .. } | Doing::Receive { from: other, .. }
+                if own(activity) && pass.layers > 0 =>
+            {
+                pass.others.insert(other);
+            }
+            Doing::Receive { from, .. } if first.chips.contains(&from) && pass.layers > 0 => {
+                pass.others.extend(activity.chips.iter());
+            }
+            _ => break,
+        }
+        pass.segments += 1;
+    }
+    pass
+}
+
+impl Pass {
+    fn words(&self, trace: TraceId, segments: &[Segment]) -> String {
+        let layers = segments.iter().filter(|segment| match &segment.leg {
+            Leg::Activity(activity) => activity.doing.computes(),
+            _ => false,
+        });
+        let work = words(trace, layers);
+        let others: Vec<String> = self.others.iter().map(ToString::to_string).collect();
+        match &others[..] {
+            [] => work,
+            [one] => format!("{work}, and transfers with chip {one}"),
+            several => format!("{work}, and transfers with chips {}", several.join(", ")),
+        }
+    }
 }
 
 /// How many of the first segments repeat, and how often they stand there: the pattern that covers most.
@@ -76,41 +145,29 @@ fn kind(doing: Doing) -> Doing {
     }
 }
 
-fn row(request: &RequestTrace, segments: &[Segment], period: usize) -> Row {
-    let since = |moment: Duration| milliseconds(moment.saturating_sub(request.arrived));
-    let (from_ms, to_ms) = match segments {
-        [first, .., last] => (since(first.began), since(last.ended)),
-        [only] => (since(only.began), since(only.ended)),
-        [] => (0.0, 0.0),
-    };
-    let what: Vec<String> = (0..period).map(|place| words(request.trace, segments, place, period)).collect();
-    let times = segments.len() / period;
-    Row { from_ms, to_ms, ms: to_ms - from_ms, times, what: what.join(", then ") }
-}
-
-/// What every `period`-th segment from `place` on was.
-fn words(trace: TraceId, segments: &[Segment], place: usize, period: usize) -> String {
-    let alike: Vec<&Segment> = segments.iter().skip(place).step_by(period).collect();
-    let activities: Vec<&Arc<Activity>> = alike
+/// What segments were that are alike.
+fn words<'a>(trace: TraceId, segments: impl Iterator<Item = &'a Segment>) -> String {
+    let legs: Vec<&Leg> = segments.map(|segment| &segment.leg).collect();
+    let computed: Vec<&Arc<Activity>> = legs
         .iter()
-        .filter_map(|segment| match &segment.leg {
+        .filter_map(|leg| match leg {
             Leg::Activity(activity) if activity.doing.computes() => Some(activity),
             _ => None,
         })
         .collect();
-    let [first, .., last] = activities[..] else { return alike[0].leg.words(trace) };
-    let layers = |activity: &&Arc<Activity>| (activity.layers.start(), activity.layers.end());
-    let (start, end) =
-        activities.iter().map(layers).fold(layers(&first), |(a, b), (c, d)| (a.min(c), b.max(d)));
-    let layers = LayerRange::new(start, end).unwrap_or(first.layers);
-    let steps = [first, last].map(|activity| activity.step_of(trace));
-    let chips = if first.chips.len() == 1 { "chip" } else { "chips" };
-    let on = format!(" on {chips} {}", first.chip_names());
-    match (first.stage, steps) {
-        (StageKind::Expert, [Some(first), Some(last)]) if first != last => {
+    let [first, .., last] = computed[..] else {
+        return legs.first().map_or_else(String::new, |leg| leg.words(trace));
+    };
+    let start = computed.iter().map(|activity| activity.layers.start()).min();
+    let end = computed.iter().map(|activity| activity.layers.end()).max();
+    let layers = start.zip(end).and_then(|(start, end)| LayerRange::new(start, end).ok());
+    let layers = layers.unwrap_or(first.layers);
+    let on = format!(" on {} {}", if first.chips.len() == 1 { "chip" } else { "chips" }, first.chip_names());
+    match (first.stage, first.step_of(trace), last.step_of(trace)) {
+        (StageKind::Expert, Some(first), Some(last)) if first != last => {
             format!("denoising steps {first} to {last}, layers {layers}{on}")
         }
-        (StageKind::Expert, [Some(step), _]) => format!("denoising step {step}, layers {layers}{on}"),
-        (stage, _) => format!("{stage} layers {layers}{on}"),
+        (StageKind::Expert, Some(step), _) => format!("denoising step {step}, layers {layers}{on}"),
+        (stage, ..) => format!("{stage} layers {layers}{on}"),
     }
 }

@@ -129,7 +129,7 @@ pub(super) fn bottleneck(summary: &Summary) -> Option<String> {
     let chips = summary.chips();
     let (chip, share) = chips.iter().max_by(|a, b| a.1.busy().total_cmp(&b.1.busy()))?;
     let busy = share.busy() * 100.0;
-    let most = format!("chip {chip}, busy {busy:.0} % of the time, mostly with the {}", share.stage());
+    let most = format!("chip {chip}, busy {busy:.0} % of the time, mostly with {}", share.most());
     if share.busy() >= SATURATED {
         return Some(format!("The bottleneck is {most}."));
     }
