@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -153,12 +154,7 @@ fn the_slowest_request_is_shown_unless_another_is_named() {
     let named = json(&path, &format!("trace run.json --json --request {}", &id[..10].to_uppercase()));
     assert_eq!(&named, slowest);
     let text = answer(&path, &format!("trace run.json --request {id}"));
-    for part in [
-        "images on their way",
-        "18 ×",
-        "prefix layers 0..18 on chip 1, and transfers with chip 3",
-        "denoising",
-    ] {
+    for part in ["images on their way", "18 ×", "prefix layers 0..18 on chip 1; ", "denoising"] {
         assert!(text.contains(part), "{part:?} not in\n{text}");
     }
 }
@@ -221,4 +217,104 @@ fn what_cannot_be_shown_is_refused() {
     let twice = first.windows(2).find(|pair| pair[0] == pair[1]).unwrap()[0].clone();
     let message = refusal(&path, &format!("trace run.json --request {twice}"));
     assert!(message.contains(&format!("trace ids begin with {twice}, give more digits")), "{message}");
+}
+
+#[test]
+fn one_inference_is_traced() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    answer(folder, "synth --size tiny tiny");
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/../runtime/tests/fixtures/image/odd.png");
+    let infer =
+        format!("infer --checkpoint tiny --image base={image} --state 0,0,0,0,0,0,0,1 --prompt lift --json");
+    let chunk = json(folder, &format!("{infer} --trace-out one.json"));
+    let report = json(folder, "trace one.json --json");
+    assert_eq!(report["outcomes"], serde_json::json!({ "done": 1 }));
+    let slowest = &report["slowest"];
+    let (traced, told) = (number(&slowest["latency_ms"]), number(&chunk["timings"]["total_ms"]));
+    // The chunk's own time goes on until the actions are in robot units.
+    assert!(traced > 0.0 && traced <= told, "{traced} of {told}");
+    let kinds: Vec<&str> =
+        slowest["path"].as_array().unwrap().iter().filter_map(|step| step["kind"].as_str()).collect();
+    assert!(kinds[0] == "preprocess" && kinds.contains(&"pass"), "{kinds:?}");
+    let error =
+        refusal(folder, "infer --checkpoint tiny --tensors t.safetensors --out a.npy --trace-out t.json");
+    assert!(error.contains("cannot be used with"), "{error}");
+}
+
+/// A server of the chain that stops when it is dropped.
+struct Serving {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Serving {
+    fn start(folder: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tensact"));
+        command
+            .args("serve chain.toml --emulate --port 0 --log-format json --trace-out serve.json".split(' '));
+        let child =
+            command.current_dir(folder).env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap();
+        let mut serving = Self { child, address: String::new() };
+        let mut lines = BufReader::new(serving.child.stderr.take().unwrap()).lines();
+        while let Some(Ok(line)) = lines.next() {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            match line["message"].as_str() {
+                Some("listening") => serving.address = line["address"].as_str().unwrap().to_owned(),
+                Some("ready") => break,
+                _ => {}
+            }
+        }
+        // Whoever writes to a pipe that nobody reads is stopped.
+        std::thread::spawn(move || lines.for_each(drop));
+        serving
+    }
+
+    fn stop(&mut self) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_server_and_its_robots_are_traced() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    std::fs::write(folder.join("chain.toml"), CHAIN).unwrap();
+    let mut serving = Serving::start(folder);
+    let url = format!("ws://{}", serving.address);
+    let bench = format!(
+        "bench-serve --url {url} --robots 2 --requests 6 --image-size 8 --json --trace-out bench.json"
+    );
+    assert_eq!(json(folder, &bench)["counts"]["answered"], 6);
+    serving.stop();
+
+    let report = json(folder, "trace serve.json --json");
+    assert_eq!((&report["complete"], &report["outcomes"]["done"]), (&Value::Bool(true), &Value::from(6)));
+    assert_eq!(report["run"]["chips_are"], "emulated");
+    assert_eq!(report["left_out"], serde_json::json!({ "activities": 0, "requests": 0 }));
+    for id in ids(&folder.join("serve.json")) {
+        let request = json(folder, &format!("trace serve.json --json --request {id}"));
+        let path = request["path"].as_array().unwrap();
+        let sum: f64 = path.iter().map(|step| number(&step["ms"])).sum();
+        assert!((sum - number(&request["latency_ms"])).abs() < 1e-6);
+    }
+
+    let seen = json(folder, "trace bench.json --json");
+    assert_eq!((&seen["outcomes"]["answered"], &seen["slowest"]), (&Value::from(6), &Value::Null));
+    assert!(number(&seen["latency_ms"]["max"]) >= number(&report["latency_ms"]["max"]));
+    assert!(answer(folder, "trace bench.json").contains("the file holds no chips"));
+    assert!(refusal(folder, "trace bench.json --request a").contains("it knows nothing of chips"));
+    let events: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("bench.json")).unwrap()).unwrap();
+    let parts = events.iter().filter(|event| event["cat"] == "part" && event["name"] == "denoise");
+    assert_eq!(parts.count(), 6);
 }

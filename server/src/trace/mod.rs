@@ -7,13 +7,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`event`] | the lines of the format, as both sides know them |
-//! | [`write`] | journal → lines |
-//! | [`arrows`] | which slice a request went on to, across chips |
-//! | [`recording`] | the thread that writes while others work |
-//! | [`read`] | lines → activities and requests, equal to those that were journaled |
-//! | [`summary`] | what a run's time was spent on, from what was read |
-//! | [`table`] | a request's critical path, short enough to read |
+//! | `event` | the lines of the format, as both sides know them |
+//! | `write` | journal → lines |
+//! | `arrows` | which slice a request went on to, across chips |
+//! | `recording` | the thread that writes while others work |
+//! | `read` | lines → activities and requests, equal to those that were journaled |
+//! | `summary` | what a run's time was spent on, from what was read |
+//! | `table` | a request's critical path, short enough to read |
 //!
 //! | event | stands for |
 //! |---|---|

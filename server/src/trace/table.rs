@@ -1,29 +1,26 @@
-//! A request's critical path as rows, few enough for a screen: the layers of a pass and their transfers are one, and so are
-//! neighbours that repeat, such as the steps of denoising.
+//! A request's critical path as rows, few enough for a screen: the layers or steps of a slice are one, with the transfers and
+//! waits between them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tensact::telemetry::{Activity, Doing, Leg, RequestTrace, Segment, TraceId};
+use tensact::telemetry::{Activity, Doing, Leg, Reason, RequestTrace, Segment, TraceId};
 use tensact::topology::{ChipId, LayerRange, StageKind};
 
 use super::summary::milliseconds;
 
-/// Most segments that repeat together.
-const PERIOD_MAX: usize = 2;
-
 /// A row: some segments, one after the other.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// When it began, since the request's arrival.
+    /// When it began, in milliseconds since the request's arrival.
     pub from_ms: f64,
     /// When it ended.
     pub to_ms: f64,
     /// How long it took.
     pub ms: f64,
-    /// How often what it says happened, one after the other.
+    /// Layers, steps or transfers that it stands for.
     pub times: usize,
     /// What it was.
     pub what: String,
@@ -33,130 +30,155 @@ pub struct Row {
 pub fn rows(request: &RequestTrace, path: &[Segment]) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut rest = path;
-    while !rest.is_empty() {
-        let pass = pass(rest);
-        let (row, count) = if pass.layers > 1 {
-            let segments = &rest[..pass.segments];
-            (row(request, segments, pass.layers, pass.words(request.trace, segments)), pass.segments)
+    while let [first, ..] = rest {
+        let pass = Pass::of(rest);
+        let (count, times, what) = if pass.computed > 1 {
+            (pass.segments, pass.computed, pass.words(request.trace, &rest[..pass.segments]))
         } else {
-            let (period, times) = repeats(rest);
-            let segments = &rest[..period * times];
-            let words: Vec<String> = (0..period)
-                .map(|place| words(request.trace, segments.iter().skip(place).step_by(period)))
-                .collect();
-            (row(request, segments, times, words.join(", then ")), segments.len())
+            let times = rest.iter().take_while(|next| alike(first, next)).count();
+            (times, times, first.leg.words(request.trace))
         };
-        rows.push(row);
-        rest = &rest[count..];
+        let (these, others) = rest.split_at(count);
+        rows.push(row(request, these, times, what));
+        rest = others;
     }
     rows
 }
 
 fn row(request: &RequestTrace, segments: &[Segment], times: usize, what: String) -> Row {
-    let since = |segment: Option<Duration>| {
-        milliseconds(segment.unwrap_or(request.arrived).saturating_sub(request.arrived))
+    let since = |moment: Option<Duration>| {
+        moment.map_or(0.0, |moment| milliseconds(moment.saturating_sub(request.arrived)))
     };
     let from_ms = since(segments.first().map(|segment| segment.began));
     let to_ms = since(segments.last().map(|segment| segment.ended));
     Row { from_ms, to_ms, ms: to_ms - from_ms, times, what }
 }
 
-/// Layers of a slice, one after the other, with what went to and from its chips meanwhile.
+/// Whether two segments are transfers between the same chips.
+fn alike(a: &Segment, b: &Segment) -> bool {
+    let ends = |segment: &Segment| match &segment.leg {
+        Leg::Activity(activity) => match activity.doing {
+            Doing::Send { to: other, .. } | Doing::Receive { from: other, .. } => {
+                Some((activity.slice, Arc::clone(&activity.chips), activity.doing.name(), other))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    std::ptr::eq(a, b) || (ends(a).is_some() && ends(a) == ends(b))
+}
+
+/// What a slice computes of a request, with the transfers and waits in between.
 #[derive(Default)]
 struct Pass {
     segments: usize,
-    layers: usize,
-    /// Who was at the other end.
-    others: BTreeSet<ChipId>,
+    /// Layers or steps.
+    computed: usize,
 }
 
-/// The pass that a path begins with.
-fn pass(path: &[Segment]) -> Pass {
-    let mut pass = Pass::default();
-    let Some(Leg::Activity(first)) = path.first().map(|segment| &segment.leg) else { return pass };
-    let own = |activity: &Activity| (activity.pipeline, activity.slice) == (first.pipeline, first.slice);
-    for segment in path {
-        let Leg::Activity(activity) = &segment.leg else { break };
-        match activity.doing {
-            Doing::Layer { .. } if own(activity) => pass.layers += 1,
-            Doing::Send { to: other, .. } | Doing::Receive { from: other, .. }
-                if own(activity) && pass.layers > 0 =>
-            {
-                pass.others.insert(other);
-            }
-            Doing::Receive { from, .. } if first.chips.contains(&from) && pass.layers > 0 => {
-                pass.others.extend(activity.chips.iter());
-            }
-            _ => break,
-        }
-        pass.segments += 1;
-    }
-    pass
+/// What a segment is for a pass.
+enum Share {
+    Computed,
+    /// With these chips.
+    Moved(Vec<ChipId>),
+    Waited,
 }
 
 impl Pass {
+    /// The one that a path begins with.
+    fn of(path: &[Segment]) -> Self {
+        let mut pass = Self::default();
+        let Some(slice) = path.first().and_then(computes) else { return pass };
+        for (index, segment) in path.iter().enumerate() {
+            match share(slice, segment) {
+                Some(Share::Computed) => pass.computed += 1,
+                Some(Share::Moved(_)) => {}
+                // What is waited for belongs to what comes behind it.
+                Some(Share::Waited) => continue,
+                None => break,
+            }
+            pass.segments = index + 1;
+        }
+        pass
+    }
+
     fn words(&self, trace: TraceId, segments: &[Segment]) -> String {
-        let layers = segments.iter().filter(|segment| match &segment.leg {
-            Leg::Activity(activity) => activity.doing.computes(),
-            _ => false,
-        });
-        let work = words(trace, layers);
-        let others: Vec<String> = self.others.iter().map(ToString::to_string).collect();
-        match &others[..] {
-            [] => work,
-            [one] => format!("{work}, and transfers with chip {one}"),
-            several => format!("{work}, and transfers with chips {}", several.join(", ")),
+        let Some(slice) = segments.first().and_then(computes) else { return String::new() };
+        let (mut computed, mut moved, mut waited) = (Vec::new(), Duration::ZERO, Duration::ZERO);
+        let mut others = BTreeSet::new();
+        let mut reasons: Vec<String> = Vec::new();
+        for segment in segments {
+            match share(slice, segment) {
+                Some(Share::Computed) => computed.extend(computes(segment)),
+                Some(Share::Moved(chips)) => {
+                    moved += segment.took();
+                    others.extend(chips);
+                }
+                Some(Share::Waited) => {
+                    waited += segment.took();
+                    if let Leg::Wait(reason) = &segment.leg {
+                        reasons.push(reason.to_string());
+                    }
+                }
+                None => {}
+            }
         }
+        let mut words = work(trace, &computed);
+        let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+        if !others.is_empty() {
+            let chips = if others.len() == 1 { "chip" } else { "chips" };
+            words +=
+                &format!("; {:.1} ms of transfers with {chips} {}", milliseconds(moved), others.join(", "));
+        }
+        reasons.sort_unstable();
+        reasons.dedup();
+        match &reasons[..] {
+            [] => {}
+            [reason] => words += &format!("; {:.1} ms of waiting for {reason}", milliseconds(waited)),
+            several => {
+                words +=
+                    &format!("; {:.1} ms of waiting, for {} reasons", milliseconds(waited), several.len())
+            }
+        }
+        words
     }
 }
 
-/// How many of the first segments repeat, and how often they stand there: the pattern that covers most.
-fn repeats(path: &[Segment]) -> (usize, usize) {
-    let times = |period: usize| {
-        let alike = |index: usize| path.get(index + period).is_some_and(|next| alike(&path[index], next));
-        (0..path.len()).take_while(|index| alike(*index)).count() / period + 1
+/// What was computed in a segment, if anything was.
+fn computes(segment: &Segment) -> Option<&Arc<Activity>> {
+    match &segment.leg {
+        Leg::Activity(activity) if activity.doing.computes() => Some(activity),
+        _ => None,
+    }
+}
+
+/// What a segment is for a slice that computes; nothing if it belongs to others.
+fn share(slice: &Activity, segment: &Segment) -> Option<Share> {
+    let activity = match &segment.leg {
+        Leg::Activity(activity) => activity,
+        Leg::Wait(Reason::Busy { .. } | Reason::Wake { .. }) => return Some(Share::Waited),
+        _ => return None,
     };
-    let patterns = (1..=PERIOD_MAX.min(path.len())).map(|period| (period, times(period)));
-    patterns
-        .filter(|(period, times)| *period == 1 || *times > 1)
-        .max_by_key(|(period, times)| (period * times, usize::MAX - period))
-        .unwrap_or((1, 1))
-}
-
-/// Whether two segments differ in nothing but layers, steps, bytes and how long they took.
-fn alike(a: &Segment, b: &Segment) -> bool {
-    match (&a.leg, &b.leg) {
-        (Leg::Activity(a), Leg::Activity(b)) => {
-            let place = |activity: &Activity| (activity.pipeline, activity.slice);
-            place(a) == place(b) && a.chips == b.chips && kind(a.doing) == kind(b.doing)
+    let own =
+        (activity.pipeline, activity.slice, &activity.chips) == (slice.pipeline, slice.slice, &slice.chips);
+    match activity.doing {
+        Doing::Pass { .. } | Doing::Layer { .. } if own => Some(Share::Computed),
+        Doing::Send { to: other, .. } | Doing::Receive { from: other, .. } if own => {
+            Some(Share::Moved(vec![other]))
         }
-        (a, b) => a == b,
+        Doing::Send { to: other, .. } | Doing::Receive { from: other, .. }
+            if slice.chips.contains(&other) =>
+        {
+            Some(Share::Moved(activity.chips.to_vec()))
+        }
+        _ => None,
     }
 }
 
-/// What is done, without how much of it.
-fn kind(doing: Doing) -> Doing {
-    match doing {
-        Doing::Pass { .. } => Doing::Pass { cameras: 0 },
-        Doing::Layer { .. } => Doing::Layer { cameras: 0, last: false },
-        Doing::Send { to, transport, .. } => Doing::Send { to, bytes: 0, transport },
-        Doing::Receive { from, transport, .. } => Doing::Receive { from, bytes: 0, transport },
-        Doing::Upload | Doing::Blocked { .. } | Doing::Stall => doing,
-    }
-}
-
-/// What segments were that are alike.
-fn words<'a>(trace: TraceId, segments: impl Iterator<Item = &'a Segment>) -> String {
-    let legs: Vec<&Leg> = segments.map(|segment| &segment.leg).collect();
-    let computed: Vec<&Arc<Activity>> = legs
-        .iter()
-        .filter_map(|leg| match leg {
-            Leg::Activity(activity) if activity.doing.computes() => Some(activity),
-            _ => None,
-        })
-        .collect();
-    let [first, .., last] = computed[..] else {
-        return legs.first().map_or_else(String::new, |leg| leg.words(trace));
+/// What was computed, in words.
+fn work(trace: TraceId, computed: &[&Arc<Activity>]) -> String {
+    let [first, .., last] = computed else {
+        return computed.first().map_or_else(String::new, |activity| activity.words(trace));
     };
     let start = computed.iter().map(|activity| activity.layers.start()).min();
     let end = computed.iter().map(|activity| activity.layers.end()).max();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 use tensact::simulate::{FaultName, PlannedFaults, Scenario, Simulation, Watch};
-use tensact::telemetry::{Doing, Entry, Leg, Listener, Outcome, Reason, RequestTrace, Segment};
+use tensact::telemetry::{Doing, Entry, Listener, Outcome};
 use tensact::topology::{ChipId, Deployment, ModelSizes, Variant};
 
 use super::*;
@@ -260,42 +260,16 @@ fn layers_and_their_transfers_are_one_row() {
         let path = summary.add(record);
         if let (Record::Request(request), Some(path)) = (record, path) {
             let rows = rows(request, &path);
-            assert!(rows.len() < 45, "{rows:#?}");
+            assert!(rows.len() < 30, "{rows:#?}");
             passes.extend(rows.into_iter().map(|row| (row.times, row.what)));
         }
     }
-    let whole = (9, "prefix layers 9..18 on chip 3, and transfers with chip 5".to_owned());
-    assert!(passes.contains(&whole), "{passes:#?}");
-}
-
-#[test]
-fn neighbours_that_differ_stay_apart() {
-    let ms = Duration::from_millis;
-    let wait = |began, reason| Segment { began: ms(began), ended: ms(began + 1), leg: Leg::Wait(reason) };
-    let [a, b] = [1, 2].map(|chip| Reason::Wake { chip: ChipId(chip) });
-    let path = [
-        wait(0, a.clone()),
-        wait(1, b.clone()),
-        wait(2, a.clone()),
-        wait(3, b),
-        wait(4, a),
-        wait(5, Reason::Told),
-    ];
-    let request = RequestTrace {
-        trace: "00000000000000000000000000000001".parse().unwrap(),
-        number: 0,
-        robot: None,
-        arrived: ms(0),
-        submitted: ms(0),
-        deadline: None,
-        attempts: Vec::new(),
-        ended: ms(6),
-        outcome: Outcome::Done,
+    let whole = |(times, what): &(usize, String)| {
+        *times == 9
+            && what.starts_with("prefix layers 9..18 on chip 3; ")
+            && what.contains(" ms of transfers with chip 5")
     };
-    let rows = rows(&request, &path);
-    let told: Vec<(usize, &str)> = rows.iter().map(|row| (row.times, &*row.what)).collect();
-    let pair = "wait for chip 1 to go on, then wait for chip 2 to go on";
-    assert_eq!(told, [(2, pair), (1, "wait for chip 1 to go on"), (1, "wait for the scheduler")]);
+    assert!(passes.iter().any(whole), "{passes:#?}");
 }
 
 #[test]
