@@ -64,15 +64,7 @@ enum Line {
 pub struct Clients(Inbox);
 
 impl Recording {
-    /// Makes a file, which must be possible before anything runs.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn create(path: &Path) -> io::Result<File> {
-        File::create(path)
-    }
-
-    /// Begins to write.
+    /// Begins to write to a file, which is named `path` where something is wrong with it.
     ///
     /// # Errors
     /// When the file cannot be written, or no thread can be had.

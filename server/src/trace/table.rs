@@ -79,6 +79,8 @@ struct Pass {
 /// What a segment is for a pass.
 enum Share {
     Computed,
+    /// By the expert, whose first step follows the prefix layer by layer.
+    Followed,
     /// With these chips.
     Moved(Vec<ChipId>),
     Waited,
@@ -92,7 +94,7 @@ impl Pass {
         for (index, segment) in path.iter().enumerate() {
             match share(slice, segment) {
                 Some(Share::Computed) => pass.computed += 1,
-                Some(Share::Moved(_)) => {}
+                Some(Share::Moved(_) | Share::Followed) => {}
                 // What is waited for belongs to what comes behind it.
                 Some(Share::Waited) => continue,
                 None => break,
@@ -104,12 +106,14 @@ impl Pass {
 
     fn words(&self, trace: TraceId, segments: &[Segment]) -> String {
         let Some(slice) = segments.first().and_then(computes) else { return String::new() };
-        let (mut computed, mut moved, mut waited) = (Vec::new(), Duration::ZERO, Duration::ZERO);
+        let mut computed = Vec::new();
+        let [mut followed, mut moved, mut waited] = [Duration::ZERO; 3];
         let mut others = BTreeSet::new();
         let mut reasons: Vec<String> = Vec::new();
         for segment in segments {
             match share(slice, segment) {
                 Some(Share::Computed) => computed.extend(computes(segment)),
+                Some(Share::Followed) => followed += segment.took(),
                 Some(Share::Moved(chips)) => {
                     moved += segment.took();
                     others.extend(chips);
@@ -124,6 +128,9 @@ impl Pass {
             }
         }
         let mut words = work(trace, &computed);
+        if !followed.is_zero() {
+            words += &format!("; {:.1} ms of denoising that followed", milliseconds(followed));
+        }
         let others: Vec<String> = others.iter().map(ToString::to_string).collect();
         if !others.is_empty() {
             let chips = if others.len() == 1 { "chip" } else { "chips" };
@@ -161,8 +168,13 @@ fn share(slice: &Activity, segment: &Segment) -> Option<Share> {
     };
     let own =
         (activity.pipeline, activity.slice, &activity.chips) == (slice.pipeline, slice.slice, &slice.chips);
+    let follows = slice.stage == StageKind::Prefix
+        && activity.stage == StageKind::Expert
+        && activity.pipeline == slice.pipeline;
     match activity.doing {
         Doing::Pass { .. } | Doing::Layer { .. } if own => Some(Share::Computed),
+        Doing::Layer { .. } if follows => Some(Share::Followed),
+        Doing::Receive { .. } if follows => Some(Share::Moved(activity.chips.to_vec())),
         Doing::Send { to: other, .. } | Doing::Receive { from: other, .. } if own => {
             Some(Share::Moved(vec![other]))
         }

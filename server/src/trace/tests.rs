@@ -1,6 +1,6 @@
 //! What is written is read back; what is not whole, or not a trace, is said to be so.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +18,7 @@ board = "loudbox-bh"
 checkpoint = "pi05_base"
 [batching]
 max_requests = 2
-max_in_flight = 6
+max_in_flight = 3
 [[pipeline]]
 [[pipeline.stage]]
 kind = "vision"
@@ -243,6 +243,7 @@ fn a_summary_adds_up() {
     let parts = summary.parts().unwrap();
     let sum = parts.preprocess_ms + parts.queue_ms + parts.vision_ms + parts.prefix_ms + parts.denoise_ms;
     let sum = sum + parts.transfers_ms + parts.waits_ms;
+    assert!(parts.queue_ms > 0.0 && parts.waits_ms > 0.0, "{parts:?}");
     assert!((sum - summary.latencies().unwrap().mean).abs() < 1e-6, "{parts:?}");
     for (chip, share) in summary.chips() {
         assert!((share.busy() + share.idle - 1.0).abs() < 1e-9 && share.idle >= 0.0, "{chip}: {share:?}");
@@ -255,12 +256,16 @@ fn a_summary_adds_up() {
 fn layers_and_their_transfers_are_one_row() {
     let Journaled { records, .. } = journaled(&[]);
     let mut summary = Summary::default();
-    let mut passes = Vec::new();
+    let (mut passes, mut waited) = (Vec::new(), false);
     for record in &records {
         let path = summary.add(record);
         if let (Record::Request(request), Some(path)) = (record, path) {
             let rows = rows(request, &path);
             assert!(rows.len() < 30, "{rows:#?}");
+            waited |= rows.windows(2).any(|pair| {
+                pair[0].what.starts_with("wait for chip 5")
+                    && pair[1].what.starts_with("denoising steps 0 to ")
+            });
             passes.extend(rows.into_iter().map(|row| (row.times, row.what)));
         }
     }
@@ -270,6 +275,7 @@ fn layers_and_their_transfers_are_one_row() {
             && what.contains(" ms of transfers with chip 5")
     };
     assert!(passes.iter().any(whole), "{passes:#?}");
+    assert!(waited, "what is waited for behind a pass is a row of its own: {passes:#?}");
 }
 
 #[test]
@@ -295,4 +301,38 @@ fn what_does_not_fit_is_counted() {
     let (records, ending) = read(file.path());
     assert_eq!(records, [Record::LeftOut(lost), Record::Asked(asked)]);
     assert_eq!(ending, Ending::Whole(written));
+}
+
+#[test]
+fn nobody_waits_for_a_slow_disk() {
+    // A pipe that nobody reads for now is as slow as a disk can be.
+    let (mut disk, pipe) = std::io::pipe().unwrap();
+    let run = Run::new("a test", Subject::board("b", "emulated", &Default::default()));
+    let file = std::fs::File::from(std::os::fd::OwnedFd::from(pipe));
+    let recording = Recording::start(Path::new("pipe"), file, &run, Full::LeaveOut).unwrap();
+    let mut listener = recording.listener();
+    let Journaled { records, .. } = journaled(&[]);
+    let activities = records.iter().filter_map(|record| match record {
+        Record::Activity(activity) => Some(activity),
+        _ => None,
+    });
+    const TOLD: usize = 100_000;
+    activities.cycle().take(TOLD).for_each(|activity| listener(Entry::Activity(activity)));
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        disk.read_to_end(&mut text).unwrap();
+        text
+    });
+    let written = recording.finish().unwrap();
+    let lost = written.left_out.activities;
+    assert!(lost > 0 && written.activities + lost == TOLD as u64, "{written:?}");
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(&reader.join().unwrap()).unwrap();
+    let (records, ending) = read(file.path());
+    assert_eq!(ending, Ending::Whole(written));
+    let said = records.iter().filter_map(|record| match record {
+        Record::LeftOut(left_out) => Some(left_out.activities),
+        _ => None,
+    });
+    assert_eq!(said.sum::<u64>(), lost);
 }

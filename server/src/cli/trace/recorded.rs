@@ -32,7 +32,7 @@ pub(crate) struct Recorded {
 impl TraceOut {
     /// Makes the file, if one is wanted.
     pub(crate) fn create(&self) -> miette::Result<Option<Recorded>> {
-        let create = |path: &PathBuf| match Recording::create(path) {
+        let create = |path: &PathBuf| match File::create(path) {
             Ok(file) => Ok(Recorded { path: path.clone(), file }),
             Err(error) => Err(miette!("cannot write the trace to {}: {error}", path.display())),
         };
