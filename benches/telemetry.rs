@@ -12,6 +12,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::any;
 use cpu_time::ProcessTime;
 use futures_util::{SinkExt as _, StreamExt as _};
+use tensact::runtime::config::OPENPI_CAMERAS;
 use tensact::topology::{Deployment, ModelSizes, Variant};
 use tensact::{Options, Pipeline};
 use tensact_server::config::Config;
@@ -152,7 +153,8 @@ async fn drive(
     let pixels = [robot as u8; SIDE * SIDE * 3];
     let image = || Array::of_u8(&[SIDE, SIDE, 3], &pixels[..]).map_or(Value::Nil, Value::Array);
     let state = Array::of_f32(&[8], &[0.0; 8]).map_or(Value::Nil, Value::Array);
-    let entries = [("state", state), ("prompt", Value::text("go")), ("images/base", image())];
+    let mut entries = vec![("state", state), ("prompt", Value::text("go"))];
+    entries.extend(OPENPI_CAMERAS.map(|camera| (camera, image())));
     let message = write_msgpack(&Value::map(entries));
     while !stop.load(Ordering::Relaxed) {
         socket.send(Message::Binary(message.clone().into())).await?;

@@ -41,6 +41,7 @@ mod edge;
 mod engine;
 mod home;
 mod memo;
+mod memory;
 mod pipeline;
 mod recorder;
 mod request;
@@ -56,7 +57,8 @@ mod ticket;
 mod workers;
 
 pub use devices::DeviceError;
-pub use pipeline::{Pipeline, PipelineStats, SetAside, Stats};
+pub use memory::SetAside;
+pub use pipeline::{Pipeline, PipelineStats, Stats};
 pub use recorder::{LinkStats, SliceStats};
 pub use request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 pub use scheduler::Counts;

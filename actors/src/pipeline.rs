@@ -12,12 +12,12 @@ use tensact_runtime::policy::Sample;
 use tensact_runtime::preprocess::statistics::Source;
 use tensact_runtime::preprocess::{Prepared, Preprocessor, Warning};
 use tensact_topology::deployment::Deployment;
-use tensact_topology::workload::slice_memory;
-use tensact_topology::{Board, ChipId, ModelSizes, Placement, RequestShape, Residence};
+use tensact_topology::{Board, ChipId, ModelSizes, Placement, RequestShape};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::engine::{Blueprint, Engine};
+use crate::memory::SetAside;
 use crate::recorder::{LinkStats, SliceStats};
 use crate::request::{ActionChunk, Chunking, InferError, Refusal, Request, Start, Timings};
 use crate::scheduler::{Answer, Counts, Limits};
@@ -50,15 +50,6 @@ pub struct PipelineStats {
     pub in_flight: usize,
     /// Its slices in the order in which an observation meets them.
     pub slices: Vec<SliceStats>,
-}
-
-/// Memory that a placement sets aside on a chip, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct SetAside {
-    /// Weights, caches and activations.
-    pub dram_bytes: u64,
-    /// Weights that stay in L1.
-    pub l1_bytes: u64,
 }
 
 /// A running deployment for one kind of robot.
@@ -248,18 +239,7 @@ impl Pipeline {
 
     /// Memory that the placement sets aside on each chip.
     pub fn memory_set_aside(&self) -> BTreeMap<ChipId, SetAside> {
-        let mut chips = BTreeMap::<ChipId, SetAside>::new();
-        let in_flight = self.limits.max_in_flight;
-        for slice in self.placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
-            let memory = slice_memory(&self.sizes, slice, &self.request, in_flight);
-            let l1_bytes = if slice.residence == Residence::L1 { memory.weight_bytes } else { 0 };
-            for chip in &slice.chips {
-                let aside = chips.entry(*chip).or_default();
-                aside.l1_bytes += l1_bytes;
-                aside.dram_bytes += memory.total_bytes() - l1_bytes;
-            }
-        }
-        chips
+        SetAside::on_chips(&self.placement, &self.sizes, &self.request, self.limits.max_in_flight)
     }
 
     /// Most observations that wait.

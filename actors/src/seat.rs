@@ -174,9 +174,10 @@ impl Seat {
                 FaultKind::Error => return Err(self.fault("injected device error".into())),
                 FaultKind::Stall(duration) => {
                     let began = self.clock.now();
+                    let stall = |ended| self.activity(Doing::Stall, began, ended, batch.members());
+                    self.recorder.take_down(|journal| journal.began(stall(began)));
                     self.clock.wait(duration).await;
-                    let ended = self.clock.now();
-                    self.recorder.acted(|| self.activity(Doing::Stall, began, ended, batch.members()));
+                    self.recorder.acted(|| stall(self.clock.now()));
                 }
                 FaultKind::Slow { .. } | FaultKind::LinkDown(_) => {}
             }

@@ -1,9 +1,11 @@
 //! The policy server: robots send observations over the wire that openpi speaks, and get action chunks.
 
+mod asking;
 mod auth;
 mod chunking;
 pub mod config;
 mod dashboard;
+mod failure;
 mod http;
 mod listen;
 pub mod load;
@@ -13,6 +15,7 @@ mod serving;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod wire;
 
 pub use auth::{ApiKeys, ApiKeysError};

@@ -110,16 +110,26 @@ impl Server {
 
 /// Lets telemetry reach the collector, if it takes it soon.
 async fn send_the_rest(serving: Arc<Serving>) {
-    let (done, sent) = oneshot::channel();
-    // Nobody waits for a thread of its own.
-    std::thread::spawn(move || {
-        serving.traces.shut_down(GOODBYE);
-        serving.metrics.shut_down();
-        let _ = done.send(());
-    });
-    if timeout(GOODBYE, sent).await.is_err() {
+    let (spans, metrics) = (Arc::clone(&serving), serving);
+    let both = async {
+        tokio::join!(
+            on_a_thread(move || spans.traces.shut_down(GOODBYE)),
+            on_a_thread(move || metrics.metrics.shut_down())
+        )
+    };
+    if timeout(GOODBYE, both).await.is_err() {
         tracing::warn!("the collector did not take the last telemetry within {GOODBYE:?}");
     }
+}
+
+/// Does something that blocks; when nobody waits any more it goes on by itself.
+async fn on_a_thread(work: impl FnOnce() + Send + 'static) {
+    let (done, waits) = oneshot::channel();
+    std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    let _ = waits.await;
 }
 
 impl Handle {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use serde_json::{Value as Json, json};
@@ -14,15 +14,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::asking::Asking;
 use crate::auth::ApiKeys;
 use crate::chunking::{ChunkingError, Memory};
 use crate::config::Config;
 use crate::dashboard::Hub;
-use crate::openpi::{Answer, Asked, BadObservation, Reader, Rtc};
+use crate::failure::Failure;
+use crate::openpi::{Answer, Asked, Reader, Rtc};
 use crate::telemetry::metrics::{ChipMemory, MemoryKind, Metrics};
 use crate::telemetry::otlp::Otlp;
 use crate::telemetry::passes::Passes;
-use crate::telemetry::traces::{Ended, TraceContext, Traces};
+use crate::telemetry::traces::{TraceContext, Traces};
 use crate::wire::{Value, WireError, read_json, read_msgpack, write_msgpack};
 
 /// Unknown keys that are named in the log before it falls silent about them.
@@ -43,57 +45,6 @@ impl Format {
         match self {
             Self::Msgpack => read_msgpack(message),
             Self::Json => read_json(message),
-        }
-    }
-}
-
-/// Why an observation got no actions.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    #[error(transparent)]
-    Observation(#[from] BadObservation),
-    #[error(transparent)]
-    Chunking(#[from] ChunkingError),
-    #[error(transparent)]
-    Infer(#[from] InferError),
-    #[error("expected a binary frame with an observation, not a text frame")]
-    TextFrame,
-    #[error("the weights are still being loaded: ask again later")]
-    Loading,
-    #[error("reading the observation was interrupted: the server is shutting down, or there is a bug")]
-    Interrupted,
-}
-
-impl Failure {
-    /// Why the pipeline gave no actions, with the key of what was wrong, and times from before the message was read.
-    fn of(error: InferError, reading: Duration) -> Self {
-        match error {
-            InferError::Refused(refusal) => InferError::Refused(refusal.after(reading)).into(),
-            InferError::Previous(reason) => {
-                BadObservation(vec![format!("`rtc`: `prev_chunk`: {reason}")]).into()
-            }
-            InferError::Noise { .. } => BadObservation(vec![format!("`noise`: {error}")]).into(),
-            error => error.into(),
-        }
-    }
-
-    /// What became of the request, in one word.
-    pub(crate) fn outcome(&self) -> &'static str {
-        match self {
-            Self::Infer(InferError::Refused(refusal)) => match refusal {
-                Refusal::QueueFull { .. } => "queue_full",
-                Refusal::DeadlineImpossible { .. } => "deadline_impossible",
-                Refusal::Superseded { .. } => "superseded",
-                Refusal::Expired { .. } => "expired",
-                Refusal::Failed { .. } => "failed",
-                Refusal::OutOfService { .. } => "out_of_service",
-                Refusal::Closed => "closed",
-            },
-            Self::Infer(InferError::Interrupted | InferError::NotFinite) | Self::Interrupted => "failed",
-            Self::Loading => "loading",
-            _ => "bad_request",
         }
     }
 }
@@ -125,59 +76,6 @@ pub(crate) struct Serving {
     pub(crate) tasks: TaskTracker,
     policy: SetOnce<Policy>,
     unknown: Mutex<BTreeSet<String>>,
-}
-
-/// A request that has no outcome yet; if it is dropped without one, nobody waits for it any more.
-struct Asking<'s> {
-    serving: &'s Serving,
-    /// As its span is called.
-    name: &'static str,
-    context: TraceContext,
-    arrived: Instant,
-    /// How long its message was read.
-    read: Duration,
-    robot: Option<Arc<str>>,
-    answered: bool,
-}
-
-impl Asking<'_> {
-    fn answered(mut self, answer: &Result<Answer, Failure>) {
-        self.answered = true;
-        self.serving.metrics.record(answer, self.arrived.elapsed());
-        match answer {
-            Ok(_) => self.ended("done", None),
-            Err(failure) => self.ended(failure.outcome(), Some(failure.to_string())),
-        }
-    }
-
-    fn ended(&self, outcome: &'static str, problem: Option<String>) {
-        let traces = &self.serving.traces;
-        if !traces.is_on() {
-            return;
-        }
-        let answered = SystemTime::now();
-        let arrived = answered.checked_sub(self.arrived.elapsed()).unwrap_or(answered);
-        let ended = Ended {
-            context: self.context.clone(),
-            name: self.name,
-            robot: self.robot.clone(),
-            outcome,
-            problem,
-            arrived,
-            read: arrived + self.read,
-            answered,
-        };
-        traces.ended(ended, self.serving.policy().map(|policy| policy.pipeline.journal()));
-    }
-}
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.serving.metrics.cancelled(self.arrived.elapsed());
-            self.ended("cancelled", None);
-        }
-    }
 }
 
 /// Who asks; somebody who is not known, by default.
@@ -303,7 +201,7 @@ impl Serving {
         format: Format,
         caller: &Caller,
         name: &'static str,
-        context: TraceContext,
+        context: &mut TraceContext,
     ) -> Result<Answer, Failure> {
         let mut asking = Asking {
             serving: self,
@@ -353,15 +251,15 @@ impl Serving {
         let deadline = deadline.or(policy.pipeline.deadline());
         let left = deadline.map(|deadline| deadline.saturating_sub(reading));
         let robot = robot.or_else(|| caller.name.clone());
-        let trace = asking.context.trace;
-        let request = Request { start, steps, chunking, deadline: left, robot, trace: Some(trace) };
+        let parent = asking.context.asks();
+        let request = Request { start, steps, chunking, deadline: left, robot, parent: Some(parent) };
         let chunk = policy.pipeline.infer(observation, request).await;
         let chunk = chunk.map_err(|error| Failure::of(error, reading))?;
         let took = arrived.elapsed();
         if let Some(memory) = &caller.memory {
             locked(memory).remember(&chunk, took);
         }
-        Ok(Answer { chunk, request_id, trace, took, read: asking.read, deadline })
+        Ok(Answer { chunk, request_id, trace: parent.trace, took, read: asking.read, deadline })
     }
 
     /// Reads a message off the async threads.

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use tensact_topology::ChipId;
 
-use super::{Activity, Attempt, ChipLog, Member, Outcome, RequestTrace, Segment, TraceId};
+use super::{Activity, Attempt, ChipLog, Doing, Member, Outcome, RequestTrace, Segment, TraceId};
 use crate::clock::{Clock, Moment};
 
 /// Activities that are kept for everybody, and for each chip. A board of 32 chips at full load has some ten thousand in a second.
@@ -202,7 +202,7 @@ impl Journal {
         let activity = Arc::new(activity);
         let mut inner = self.inner();
         let inner = &mut *inner;
-        if activity.doing.computes() {
+        if activity.doing.computes() || activity.doing == Doing::Stall {
             inner.running.remove(&key(&activity));
         }
         for Member { request, attempt, .. } in &activity.members {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tensact_topology::{ChipId, StageKind};
 
-use super::{Activity, Outcome, RequestTrace, journal};
+use super::{Activity, Doing, Outcome, RequestTrace, journal};
 use crate::clock::Moment;
 
 /// A part of a request's latency.
@@ -158,18 +158,19 @@ impl Backwards<'_> {
     fn attempt(&mut self, activities: &[Arc<Activity>], dispatched: Moment) {
         let activities = ByBegin::new(activities);
         // Who was refused waited for what it would have gone on with, which nobody knows: the chip that it was on before.
-        let mut next = activities.last().filter(|_| self.request.outcome != Outcome::Done);
+        let refused = self.request.outcome != Outcome::Done;
+        let mut next = activities.last().filter(|_| refused).map(|last| goes_on_at(last)).unwrap_or_default();
         while self.until > dispatched {
             let before = activities.last_to_end(self.until);
-            self.wait(next, before.map_or(dispatched, |before| before.ended.max(dispatched)));
+            self.wait(&next, before.map_or(dispatched, |before| before.ended.max(dispatched)));
             let Some(before) = before else { return };
             self.back_to(before.began.max(dispatched), || Leg::Activity(Arc::clone(before)));
-            next = Some(before);
+            next = before.chips.to_vec();
         }
     }
 
-    /// A wait since `began` for the chip of what came next, cut where the chip's work changes.
-    fn wait(&mut self, next: Option<&Arc<Activity>>, began: Moment) {
+    /// A wait since `began` for the chips of what came next, cut where their work changes.
+    fn wait(&mut self, chips: &[ChipId], began: Moment) {
         let log = self.chips;
         let number = self.request.number;
         let others = |chip| {
@@ -177,7 +178,6 @@ impl Backwards<'_> {
             since.filter(|occupant| occupant.members.iter().all(|member| member.request != number))
         };
         // Of several chips, the one that was free last.
-        let chips = next.map_or(&[][..], |next| &next.chips);
         let Some(&chip) = chips.iter().max_by_key(|chip| others(**chip).next().map(|last| last.ended)) else {
             return self.back_to(began, || Leg::Wait(Reason::Told));
         };
@@ -187,6 +187,14 @@ impl Backwards<'_> {
             self.back_to(occupant.began.max(began), || Leg::Wait(Reason::Busy { chip, stage }));
         }
         self.back_to(began, || Leg::Wait(Reason::Wake { chip }));
+    }
+}
+
+/// Where a request goes on after an activity.
+fn goes_on_at(activity: &Activity) -> Vec<ChipId> {
+    match activity.doing {
+        Doing::Send { to, .. } | Doing::Blocked { to } => vec![to],
+        _ => activity.chips.to_vec(),
     }
 }
 

@@ -80,7 +80,12 @@ fn explained(run: &Run) {
             assert_eq!(*began, at, "{leg:?} of {}", request.trace);
             assert!(began < ended, "{leg:?} of {}", request.trace);
             let idle = matches!(leg, Leg::Wait(Reason::Wake { .. } | Reason::Told));
-            assert!(!idle || *ended - *began <= UNEXPLAINED, "{}", told(&path, request.number).join("\n"));
+            assert!(
+                !idle || *ended - *began <= UNEXPLAINED,
+                "{:?}: {}",
+                request.outcome,
+                told(&path, request.number).join("\n")
+            );
             at = *ended;
         }
         assert_eq!(at, request.ended, "{}", request.trace);

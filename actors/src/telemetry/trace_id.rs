@@ -22,6 +22,12 @@ impl TraceId {
         Self((high << 64 | low).max(1))
     }
 
+    /// Whether it begins or ends with these digits.
+    pub fn is_called(self, digits: &str) -> bool {
+        let (text, digits) = (self.to_string(), digits.to_ascii_lowercase());
+        text.starts_with(&digits) || text.ends_with(&digits)
+    }
+
     /// Its value.
     pub fn value(self) -> u128 {
         self.0

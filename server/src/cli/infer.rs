@@ -16,9 +16,11 @@ use tensact::runtime::preprocess::statistics::Source;
 use tensact::runtime::reference::read_inputs;
 use tensact::runtime::tensor_file::TensorFile;
 use tensact::{ActionChunk, Options, Pipeline, ProfileChoice, Request, Start, Timings};
+use tensact_server::trace::{Full, Recording, Run, Subject};
 
 use super::output::{self, rows};
 use super::table::table;
+use super::trace::{Recorded, TraceOut, finish};
 use super::{HostOptions, open_checkpoint, print_json, progress, runtime, span_of_time, told, warn};
 
 /// Turn camera images, an instruction and a robot state into actions.
@@ -62,7 +64,7 @@ pub(super) struct Infer {
     #[arg(long, value_name = "ID", conflicts_with = "tensors")]
     asset_id: Option<String>,
     /// Model-level inputs of a batch (`in.image.0`, `in.lang_tokens`, `in.state`, …) instead of an observation.
-    #[arg(long, value_name = "FILE", requires = "out")]
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with = "trace_out")]
     tensors: Option<PathBuf>,
     /// Seed of the noise; the same seed gives the same actions, bit for bit.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -78,6 +80,8 @@ pub(super) struct Infer {
     /// Where to write the actions: .json, .npy or .safetensors.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceOut,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -108,14 +112,15 @@ impl Infer {
         if let Some(out) = &self.out {
             output::check(out)?;
         }
+        let trace = self.trace.create()?;
         let checkpoint = Arc::new(open_checkpoint(&self.checkpoint)?);
         match (&self.tensors, &self.out) {
             (Some(tensors), Some(out)) => self.infer_tensors(&checkpoint, tensors, out),
-            _ => self.infer_observation(&checkpoint),
+            _ => self.infer_observation(&checkpoint, trace),
         }
     }
 
-    fn infer_observation(&self, checkpoint: &Arc<Checkpoint>) -> miette::Result<()> {
+    fn infer_observation(&self, checkpoint: &Arc<Checkpoint>, trace: Option<Recorded>) -> miette::Result<()> {
         let options = Options {
             dtype: self.host.dtype,
             threads: self.host.threads,
@@ -136,9 +141,12 @@ impl Infer {
             deadline: self.deadline,
             ..Request::default()
         };
+        let recording = trace.map(|trace| record(trace, &pipeline)).transpose()?;
         let spinner = progress::spinner("computing");
-        let chunk = runtime.block_on(pipeline.infer(observation, request)).map_err(told)?;
+        let chunk = runtime.block_on(pipeline.infer(observation, request)).map_err(told);
         spinner.finish_and_clear();
+        finish(recording)?;
+        let chunk = chunk?;
         self.report(&chunk)
     }
 
@@ -203,6 +211,14 @@ impl Infer {
         say!("wrote {}", out.display());
         Ok(())
     }
+}
+
+/// Writes down what is computed from now on.
+fn record(trace: Recorded, pipeline: &Pipeline) -> miette::Result<Recording> {
+    let subject = Subject::board(&pipeline.board().name, "in real time", pipeline.placement());
+    let recording = trace.start(&Run::new("tensact infer", subject), Full::Wait)?;
+    pipeline.journal().listen(recording.listener());
+    Ok(recording)
 }
 
 /// The first `most` actions of a chunk.

@@ -22,6 +22,7 @@ mod simulate;
 mod synth;
 mod table;
 mod topology;
+mod trace;
 mod ttnn;
 mod verify;
 
@@ -54,6 +55,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Check(check::Check),
     Simulate(simulate::Simulate),
+    Trace(trace::Trace),
     Ttnn(ttnn::Ttnn),
     Serve(serve::Serve),
     BenchServe(bench_serve::BenchServe),
@@ -72,6 +74,7 @@ impl Cli {
             Command::Plan(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Simulate(command) => command.run(),
+            Command::Trace(command) => command.run(),
             Command::Ttnn(command) => command.run(),
             Command::Serve(command) => command.run(),
             Command::BenchServe(command) => command.run(),

@@ -47,7 +47,8 @@ impl Hub {
     }
 
     async fn tick(&self, serving: &Serving) {
-        let pipeline = &serving.loaded().await.pipeline;
+        let Some(policy) = serving.stop.run_until_cancelled(serving.loaded()).await else { return };
+        let pipeline = &policy.pipeline;
         let journal = pipeline.journal();
         let mut cursor = journal.end();
         let mut moments = interval(PERIOD);

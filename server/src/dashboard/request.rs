@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value as Json, json};
-use tensact::telemetry::{Activity, Doing, Journal, Leg, RequestTrace, Segment, TraceId};
+use tensact::telemetry::{Activity, Doing, Leg, RequestTrace, Segment};
 use tensact::topology::StageKind;
 
 use super::milliseconds;
@@ -18,7 +18,8 @@ use crate::serving::Serving;
 /// Digits of a trace id that are enough to ask by.
 const DIGITS_MIN: usize = 8;
 
-/// `GET /dashboard/requests/{trace}`: a request that ended lately, by the first digits of its trace id.
+/// `GET /dashboard/requests/{trace}`: a request that ended lately, by its trace id or the first or last digits of it; the newest, where a
+/// trace has several.
 pub(super) async fn request(State(serving): State<Arc<Serving>>, Path(digits): Path<String>) -> Response {
     let Some(policy) = serving.policy() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "loading", "the weights are still being loaded");
@@ -28,31 +29,22 @@ pub(super) async fn request(State(serving): State<Arc<Serving>>, Path(digits): P
         return refuse(StatusCode::BAD_REQUEST, "bad_request", &message);
     }
     let journal = policy.pipeline.journal();
-    match find(journal, &digits).as_slice() {
-        [] => {
-            let message = format!("no request that ended lately has a trace id that begins with {digits}");
-            refuse(StatusCode::NOT_FOUND, "not_found", &message)
-        }
-        [request] => Body(described(request, &journal.path(request))).into_response(),
-        several => {
-            let message = format!("{} requests have a trace id that begins with {digits}", several.len());
-            refuse(StatusCode::CONFLICT, "ambiguous", &message)
-        }
+    let mut called = journal.requests();
+    called.retain(|request| request.trace.is_called(&digits));
+    let Some(request) = called.last() else {
+        let message =
+            format!("no request that ended lately has a trace id that begins or ends with {digits}");
+        return refuse(StatusCode::NOT_FOUND, "not_found", &message);
+    };
+    if called.iter().any(|other| other.trace != request.trace) {
+        let message = format!("trace ids of several requests begin or end with {digits}");
+        return refuse(StatusCode::CONFLICT, "ambiguous", &message);
     }
-}
-
-fn find(journal: &Journal, digits: &str) -> Vec<Arc<RequestTrace>> {
-    if let Ok(trace) = digits.parse::<TraceId>() {
-        return journal.request(trace).into_iter().collect();
-    }
-    let digits = digits.to_ascii_lowercase();
-    let mut all = journal.requests();
-    all.retain(|request| request.trace.to_string().starts_with(&digits));
-    all
+    Body(described(request, &journal.path(request))).into_response()
 }
 
 fn described(request: &RequestTrace, path: &[Segment]) -> Json {
-    let RequestTrace { trace, robot, outcome, arrived, submitted, ended, attempts, .. } = request;
+    let RequestTrace { trace, number, robot, outcome, arrived, submitted, ended, attempts, .. } = request;
     let last = attempts.last();
     let first = last.map_or(*ended, |attempt| attempt.dispatched).max(*submitted);
     // When a stage was through with it, and not before the stage in front of it.
@@ -80,12 +72,12 @@ fn described(request: &RequestTrace, path: &[Segment]) -> Json {
             "prefix_ms": milliseconds(cached - seen),
             "denoise_ms": milliseconds(*ended - cached),
         },
-        "activities": activities.iter().map(|activity| described_activity(activity, *trace)).collect::<Vec<_>>(),
-        "path": path.iter().map(|segment| leg(segment, *trace)).collect::<Vec<_>>(),
+        "activities": activities.iter().map(|activity| described_activity(activity, *number)).collect::<Vec<_>>(),
+        "path": path.iter().map(|segment| leg(segment, *number)).collect::<Vec<_>>(),
     })
 }
 
-fn described_activity(activity: &Activity, trace: TraceId) -> Json {
+fn described_activity(activity: &Activity, request: u64) -> Json {
     let (bytes, transport) = match activity.doing {
         Doing::Send { bytes, transport, .. } | Doing::Receive { bytes, transport, .. } => {
             (Some(bytes), Some(transport))
@@ -100,18 +92,18 @@ fn described_activity(activity: &Activity, trace: TraceId) -> Json {
         "chips": *activity.chips,
         "began": milliseconds(activity.began),
         "ended": milliseconds(activity.ended),
-        "step": activity.step_of(trace),
+        "step": activity.step_of(request),
         "batch": activity.members.len(),
         "bytes": bytes,
         "transport": transport,
     })
 }
 
-fn leg(segment: &Segment, trace: TraceId) -> Json {
+fn leg(segment: &Segment, request: u64) -> Json {
     let Segment { began, ended, leg } = segment;
     let (kind, what) = match leg {
         Leg::Wait(reason) => ("wait", reason.to_string()),
-        leg => ("activity", leg.words(trace)),
+        leg => ("activity", leg.words(request)),
     };
     json!({ "kind": kind, "what": what, "began": milliseconds(*began), "ended": milliseconds(*ended) })
 }

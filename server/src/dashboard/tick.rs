@@ -44,7 +44,14 @@ impl Tick {
         let News { activities, mut activities_left_out, requests, requests_left_out } =
             journal.since(cursor, LAYERS, REQUESTS);
         let mut passes = Activity::passes(&activities, GAP);
-        passes.retain(|activity| !activity.chips.is_empty());
+        passes.retain_mut(|activity| {
+            if let Doing::Blocked { .. } = activity.doing {
+                // Shown where it was held up, though no chip was taken.
+                let slice = &pipeline.placement().pipelines[activity.pipeline].slices[activity.slice];
+                activity.chips = slice.chips.as_slice().into();
+            }
+            !activity.chips.is_empty()
+        });
         let beyond = passes.len().saturating_sub(ACTIVITIES);
         activities_left_out += beyond as u64;
         Self {
@@ -95,6 +102,7 @@ fn activity(activity: &Activity) -> Json {
     let Activity { pipeline, slice, chips, doing, began, ended, members, .. } = activity;
     let kind = match doing {
         Doing::Pass { .. } | Doing::Layer { .. } => "pass",
+        Doing::Blocked { .. } => "stall",
         other => other.name(),
     };
     let labels: Vec<String> = members.iter().map(|member| member.trace.label()).collect();

@@ -14,7 +14,8 @@ use tensact::{InferError, Refusal};
 use tokio::time::timeout;
 
 use super::{refuse, refuse_with};
-use crate::serving::{Caller, Failure, Format, Serving};
+use crate::failure::Failure;
+use crate::serving::{Caller, Format, Serving};
 use crate::telemetry::traces::TraceContext;
 use crate::wire::write_msgpack;
 
@@ -38,16 +39,15 @@ pub(super) async fn actions(State(serving): State<Arc<Serving>>, headers: Header
         }
         _ => format,
     };
-    let context = TraceContext::of_headers(&headers);
-    let trace = context.trace;
-    match serving.answer(message, format, &Caller::default(), "POST /v1/actions", context).await {
+    let mut context = TraceContext::of_headers(&headers);
+    match serving.answer(message, format, &Caller::default(), "POST /v1/actions", &mut context).await {
         Ok(answer) => match answer_format {
             Format::Json => axum::Json(answer.value(None)).into_response(),
             Format::Msgpack => {
                 ([(CONTENT_TYPE, MSGPACK[0])], write_msgpack(&answer.value(None))).into_response()
             }
         },
-        Err(failure) => refused(&failure, trace),
+        Err(failure) => refused(&failure, context.trace),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a server answers, as far as the load generator looks at it.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use serde::Serialize;
@@ -69,14 +70,44 @@ pub(super) struct ServerTimes {
     pub(super) engine: Option<f64>,
 }
 
+/// What a server says of one answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Said {
+    pub(super) times: ServerTimes,
+    /// Parts of the inference, in their order, in milliseconds.
+    pub(super) parts: Vec<(Cow<'static, str>, f64)>,
+    /// Its name of the request.
+    pub(super) trace_id: Option<String>,
+}
+
+/// Parts of an inference as the server names them, in their order.
+const PARTS: [&str; 5] = ["preprocess", "queue", "vision", "prefix", "denoise"];
+
+impl Said {
+    fn read(answer: &Map<'_>) -> Self {
+        let part =
+            |part: &'static str| Some((Cow::from(part), time(answer, "timing", &format!("{part}_ms"))?));
+        Self {
+            times: ServerTimes::read(answer),
+            parts: PARTS.into_iter().filter_map(part).collect(),
+            trace_id: answer.get("trace_id").and_then(as_text).map(|text| line(&text)),
+        }
+    }
+}
+
+/// A time that stands in a map of an answer.
+fn time(answer: &Map<'_>, map: &str, key: &str) -> Option<f64> {
+    match answer.get(map) {
+        Some(Value::Map(map)) => {
+            map.get(key).and_then(Value::number).filter(|time| time.is_finite() && *time >= 0.0)
+        }
+        _ => None,
+    }
+}
+
 impl ServerTimes {
     fn read(answer: &Map<'_>) -> Self {
-        let time = |map: &str, key: &str| match answer.get(map) {
-            Some(Value::Map(map)) => {
-                map.get(key).and_then(Value::number).filter(|time| time.is_finite() && *time >= 0.0)
-            }
-            _ => None,
-        };
+        let time = |map: &str, key: &str| time(answer, map, key);
         let stages = ["vision_ms", "prefix_ms", "denoise_ms"].map(|stage| time("timing", stage));
         // openpi's server knows the sum only.
         let model = stages.into_iter().sum::<Option<f64>>().or_else(|| time("policy_timing", "infer_ms"));
@@ -88,7 +119,7 @@ impl ServerTimes {
 ///
 /// # Errors
 /// When it holds no actions that a robot could execute.
-pub(super) fn read(message: &[u8], shape: &OnceLock<Vec<usize>>) -> Result<ServerTimes, String> {
+pub(super) fn read(message: &[u8], shape: &OnceLock<Vec<usize>>) -> Result<Said, String> {
     let map = match read_msgpack(message).map_err(|error| error.to_string())? {
         Value::Map(map) => map,
         other => return Err(format!("the answer is {}: expected a map", other.kind())),
@@ -106,7 +137,7 @@ pub(super) fn read(message: &[u8], shape: &OnceLock<Vec<usize>>) -> Result<Serve
     if *expected != found {
         return Err(format!("`actions` has the shape {found:?}, others have {expected:?}"));
     }
-    Ok(ServerTimes::read(&map))
+    Ok(Said::read(&map))
 }
 
 #[cfg(test)]
@@ -123,7 +154,7 @@ mod tests {
     }
 
     fn read_value(value: &Value<'_>, shape: &OnceLock<Vec<usize>>) -> Result<ServerTimes, String> {
-        read(&write_msgpack(value), shape)
+        read(&write_msgpack(value), shape).map(|said| said.times)
     }
 
     #[test]
@@ -139,6 +170,18 @@ mod tests {
         ]);
         let expected = ServerTimes { model: Some(7.0), pipeline: Some(8.0), engine: Some(9.0) };
         assert_eq!(read_value(&answer, &OnceLock::new()), Ok(expected));
+    }
+
+    #[test]
+    fn parts_and_the_name_are_found() {
+        let answer = Value::map([
+            ("actions", actions(&[1, 1], &[0.0])),
+            ("trace_id", Value::text("3f2a")),
+            ("timing", times(&[("queue_ms", 1.0), ("vision_ms", 2.5), ("total_ms", 8.0)])),
+        ]);
+        let said = read(&write_msgpack(&answer), &OnceLock::new()).unwrap();
+        assert_eq!(said.trace_id.as_deref(), Some("3f2a"));
+        assert_eq!(said.parts, [("queue".into(), 1.0), ("vision".into(), 2.5)]);
     }
 
     #[test]

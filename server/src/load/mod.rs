@@ -60,6 +60,7 @@ pub use report::{Connections, Counts, Jitter, LatencyReport, Load, LoadReport};
 pub use shared::Progress;
 pub use ticks::{Rate, RateError};
 
+use crate::trace::Clients;
 use connection::Connection;
 use groups::Groups;
 use robot::Robot;
@@ -86,6 +87,8 @@ pub struct Plan {
     pub grace: Duration,
     /// How long a robot without a connection waits before it tries again.
     pub pause: Duration,
+    /// Who is told of every observation.
+    pub trace: Option<Clients>,
 }
 
 impl Plan {
@@ -100,6 +103,7 @@ impl Plan {
             requests: None,
             grace: Duration::from_secs(60),
             pause: Duration::from_secs(1),
+            trace: None,
         }
     }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answer;
+use super::answer::{self, Said};
 use super::connection::{ConnectError, Connection, Lost, Reply};
 use super::observation::Observer;
 use super::shared::Shared;
 use super::tally::{Sample, Tally};
 use super::ticks::Ticks;
+use crate::trace::Asked;
 
 /// A robot under way.
 pub(super) struct Robot {
@@ -114,14 +115,17 @@ impl Robot {
         match reply {
             Some(Ok(Reply::Answer(message))) => self.answered(&message, begun),
             Some(Ok(Reply::Refusal(text))) => {
+                self.tell(begun, "refused", Said::default());
                 self.shared.progress.refused();
                 self.tally.refused.add(&text);
             }
             Some(Err(lost)) => {
+                self.tell(begun, "unanswered", Said::default());
                 self.tally.unanswered += 1;
                 return Err(lost);
             }
             None => {
+                self.tell(begun, "unanswered", Said::default());
                 self.tally.unanswered += 1;
                 return Ok(Outcome::GivenUp);
             }
@@ -134,13 +138,26 @@ impl Robot {
         let answer = answer::read(message, &shared.shape);
         let took = begun.elapsed();
         match answer {
-            Ok(server) => {
+            Ok(said) => {
                 shared.progress.answered();
-                tally.late += u64::from(shared.plan.content.deadline.is_some_and(|deadline| took > deadline));
-                tally.samples.push(Sample { end_to_end_ms: took.as_secs_f64() * 1e3, server });
+                let late = shared.plan.content.deadline.is_some_and(|deadline| took > deadline);
+                tally.late += u64::from(late);
+                tally.samples.push(Sample { end_to_end_ms: took.as_secs_f64() * 1e3, server: said.times });
+                self.tell(begun, if late { "late" } else { "answered" }, said);
             }
-            Err(reason) => tally.bad.add(&reason),
+            Err(reason) => {
+                tally.bad.add(&reason);
+                self.tell(begun, "bad answer", Said::default());
+            }
         }
+    }
+
+    /// Tells whoever writes a trace what became of an observation.
+    fn tell(&self, begun: Instant, outcome: &'static str, said: Said) {
+        let Some(trace) = &self.shared.plan.trace else { return };
+        let Said { parts, trace_id, .. } = said;
+        let (robot, began, took) = (self.number, begun - self.shared.start, begun.elapsed());
+        trace.asked(Asked { robot, began, took, outcome: outcome.into(), trace_id, parts });
     }
 
     fn end(&mut self) {

@@ -25,6 +25,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Whether it came after its deadline.
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| self.took > deadline)
+    }
+
     /// What was left of [`Answer::took`] after denoising: back to robot units, and on the way between the parts.
     pub(crate) fn postprocess(&self) -> Duration {
         let Timings { preprocess_ms, queue_ms, vision_ms, prefix_ms, denoise_ms, .. } = self.chunk.timings;

@@ -23,7 +23,8 @@ use tokio_tungstenite::tungstenite;
 
 use super::Answer;
 use super::observation::UNNAMED;
-use crate::serving::{Caller, Failure, Format, Serving};
+use crate::failure::Failure;
+use crate::serving::{Caller, Format, Serving};
 use crate::telemetry::metrics::Level;
 use crate::telemetry::traces::TraceContext;
 use crate::wire::write_msgpack;
@@ -188,8 +189,8 @@ impl Session {
                 _ = serving.loaded() => {}
                 () = serving.stop.cancelled() => {}
             }
-            let context = TraceContext::new(None, None);
-            let answer = serving.answer(message, Format::Msgpack, &caller, "observation", context).await;
+            let mut context = TraceContext::new(None, None);
+            let answer = serving.answer(message, Format::Msgpack, &caller, "observation", &mut context).await;
             Answered { arrived, bytes, answer }
         }));
         Ok(())

@@ -18,8 +18,8 @@ pub(crate) use super::observed::Level;
 use super::observed::Observed;
 pub(crate) use super::observed::{ChipMemory, MemoryKind};
 use super::otlp::MetricExport;
+use crate::failure::Failure;
 use crate::openpi::Answer;
-use crate::serving::Failure;
 
 /// Upper bounds of durations in seconds, from a fast board to a policy on a CPU.
 const SECONDS: [f64; 17] =

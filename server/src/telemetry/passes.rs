@@ -1,6 +1,6 @@
 //! Passes of slices, put together from what a journal takes down.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tensact::telemetry::{Activity, Doing};
@@ -12,7 +12,10 @@ const BEGUN: usize = 1 << 12;
 
 /// Times of passes that are run layer by layer, until their last layer.
 #[derive(Default)]
-pub(crate) struct Passes(HashMap<(usize, usize, u64), Duration>);
+pub(crate) struct Passes(BTreeMap<Key, Duration>);
+
+/// The first request of a pass, its attempt, and the slice.
+type Key = (u64, u32, usize, usize);
 
 impl Passes {
     /// Counts a pass that is done with this activity.
@@ -22,13 +25,14 @@ impl Passes {
         match doing {
             Doing::Pass { .. } => metrics.stage_pass(*stage, took, members.len()),
             Doing::Layer { last, .. } => {
-                let first = members.first().map_or(0, |member| member.request);
+                let (first, attempt) =
+                    members.first().map_or((0, 0), |member| (member.request, member.attempt));
+                let key = (first, attempt, *pipeline, *slice);
                 if self.0.len() >= BEGUN {
-                    self.0.clear();
+                    self.0.pop_first();
                 }
-                let so_far = self.0.entry((*pipeline, *slice, first)).or_default();
-                *so_far += took;
-                if *last && let Some(took) = self.0.remove(&(*pipeline, *slice, first)) {
+                *self.0.entry(key).or_default() += took;
+                if *last && let Some(took) = self.0.remove(&key) {
                     metrics.stage_pass(*stage, took, members.len());
                 }
             }

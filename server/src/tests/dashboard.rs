@@ -114,3 +114,13 @@ async fn a_stream_begins_with_what_runs_where_and_goes_on_with_what_happens() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_waits_for_weights_holds_no_shutdown_up() {
+    let site = Site::loading(Config::default(), ApiKeys::default());
+    let page = site.get_until("/dashboard/events", "\r\n\r\n", 1).await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    site.serving.stop.cancel();
+    site.serving.tasks.close();
+    tokio::time::timeout(Duration::from_secs(60), site.serving.tasks.wait()).await.unwrap();
+}

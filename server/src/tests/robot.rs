@@ -71,7 +71,7 @@ pub(super) fn actions(answer: &[u8]) -> Vec<f32> {
 }
 
 /// A picture of one shade.
-pub(super) fn image(number: u32) -> Value<'static> {
+pub(crate) fn image(number: u32) -> Value<'static> {
     Value::Array(Array::of_u8(&[SIDE, SIDE, 3], vec![number as u8; SIDE * SIDE * 3]).unwrap())
 }
 

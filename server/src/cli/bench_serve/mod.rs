@@ -13,9 +13,11 @@ use tensact::ProfileChoice;
 use tensact_server::load::{
     self, Access, Content, Endpoint, Group, IMAGE_SIDE_MAX, LoadError, LoadReport, Plan, Progress, Rate,
 };
+use tensact_server::trace::{Full, Recording, Run, Subject};
 use tokio::time::interval;
 
 use super::output::check_folder;
+use super::trace::{TraceOut, finish};
 use super::{print_json, progress, runtime, span_of_time, told};
 
 /// Most robots of one program: each takes a port and an open file.
@@ -86,6 +88,8 @@ pub(super) struct BenchServe {
     /// Write a picture of how end-to-end latencies are spread.
     #[arg(long, value_name = "FILE.svg", value_parser = svg_file)]
     histogram: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceOut,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -103,8 +107,16 @@ fn svg_file(text: &str) -> Result<PathBuf, String> {
 
 impl BenchServe {
     pub(super) fn run(self) -> miette::Result<()> {
-        let plan = self.plan()?;
-        let report = runtime()?.block_on(watched(plan)).map_err(unreachable)?;
+        let mut plan = self.plan()?;
+        let trace = self.trace.create()?.map(|trace| {
+            let subject = Subject::Robots { server: self.url.to_string(), robots: self.robots as usize };
+            trace.start(&Run::new("tensact bench-serve", subject), Full::LeaveOut)
+        });
+        let trace = trace.transpose()?;
+        plan.trace = trace.as_ref().map(Recording::clients);
+        let report = runtime()?.block_on(watched(plan)).map_err(unreachable);
+        finish(trace)?;
+        let report = report?;
         if let Some(path) = &self.histogram {
             draw(&report, path)?;
         }

@@ -14,10 +14,12 @@ use tensact::topology::Deployment;
 use tensact::topology::descriptor::ReadError;
 use tensact::{Options, Pipeline, ProfileChoice};
 use tensact_server::config::{Config, RtcMode};
+use tensact_server::trace::{Full, Recording, Run, Subject};
 use tensact_server::{ApiKeys, Handle, Otlp, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::policy_sizes::deployed_sizes;
+use super::trace::{Recorded, TraceOut, finish};
 use super::{HostOptions, open_checkpoint, runtime, told};
 use logs::LogFormat;
 
@@ -53,6 +55,8 @@ pub(super) struct Serve {
     robot: RobotOptions,
     #[command(flatten)]
     server: ServerOptions,
+    #[command(flatten)]
+    trace: TraceOut,
     /// How the log is written to the error stream; what it holds is up to RUST_LOG.
     #[arg(long, value_enum, env = "TENSACT_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -119,8 +123,9 @@ impl Serve {
         let deployment = self.deployment.as_deref().map(Deployment::read).transpose()?;
         let config = self.config(deployment.as_ref())?;
         let keys = self.keys(&config)?;
+        let trace = self.trace.create()?;
         let runtime = runtime()?;
-        let served = runtime.block_on(self.serve(deployment.as_ref(), config, keys));
+        let served = runtime.block_on(self.serve(deployment.as_ref(), config, keys, trace));
         // A device that is in the middle of a computation does not hold up the end.
         runtime.shutdown_background();
         served
@@ -131,6 +136,7 @@ impl Serve {
         deployment: Option<&Deployment>,
         config: Config,
         keys: ApiKeys,
+        trace: Option<Recorded>,
     ) -> miette::Result<()> {
         let options = self.options(&config);
         if !config.server.host.is_loopback() && keys.is_open() {
@@ -149,9 +155,21 @@ impl Serve {
         if *pipeline.statistics() == Source::Nowhere && !self.emulate {
             tracing::warn!("the checkpoint has no statistics: state and actions pass unscaled");
         }
+        let recording = trace.map(|trace| self.record(trace, &pipeline)).transpose()?;
         handle.load(pipeline);
         tracing::info!("ready");
-        serving.await.map_err(told)
+        let served = serving.await.map_err(told);
+        finish(recording)?;
+        served
+    }
+
+    /// Writes down what the chips do from now on.
+    fn record(&self, trace: Recorded, pipeline: &Pipeline) -> miette::Result<Recording> {
+        let chips_are = if self.emulate { "emulated" } else { "in real time" };
+        let subject = Subject::board(&pipeline.board().name, chips_are, pipeline.placement());
+        let recording = trace.start(&Run::new("tensact serve", subject), Full::LeaveOut)?;
+        pipeline.journal().listen(recording.listener());
+        Ok(recording)
     }
 
     async fn pipeline(&self, deployment: Option<&Deployment>, options: &Options) -> miette::Result<Pipeline> {

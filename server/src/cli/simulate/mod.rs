@@ -12,8 +12,10 @@ use tensact::StartError;
 use tensact::simulate::{FaultName, PlannedFaults, Report, Scenario, Simulation, Violations, Watch};
 use tensact::topology::Deployment;
 use tensact_server::load::Rate;
+use tensact_server::trace::{Full, Recording, Run, Subject};
 
 use super::policy_sizes::deployed_sizes;
+use super::trace::{TraceOut, finish};
 use super::{print_json, progress, span_of_time, told};
 use events::EventFile;
 
@@ -64,6 +66,8 @@ pub(super) struct Simulate {
     /// Write what happens, a line an event: simulated microseconds and what.
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceOut,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -83,17 +87,27 @@ impl Simulate {
         let deployment = Deployment::read(&self.deployment)?;
         let sizes = deployed_sizes(&deployment, &self.deployment)?;
         let simulation = Simulation::new(&deployment, &sizes).map_err(|error| self.refused(error))?;
-        let placement = deployment.placement(&sizes, deployment.load_board()?.arch()).placement;
+        let board = deployment.load_board()?;
+        let placement = deployment.placement(&sizes, board.arch()).placement;
         let scenario = self.scenario(&deployment)?;
         let kinds: Vec<FaultName> =
             self.fault.iter().flat_map(|&(kind, count)| std::iter::repeat_n(kind, count)).collect();
         let faults = PlannedFaults::draw(&kinds, &placement, self.duration, self.seed);
 
         let events = self.events.as_deref().map(EventFile::create).transpose()?;
+        let trace = self.trace.create()?.map(|trace| {
+            let subject = Subject::board(&board.name, "emulated in simulated time", &placement);
+            trace.start(&Run::new("tensact simulate", subject), Full::Wait)
+        });
+        let trace = trace.transpose()?;
         let spinner = progress::spinner("simulating");
-        let watch = Watch { events: events.as_ref().map(EventFile::sink), journal: None };
+        let watch = Watch {
+            events: events.as_ref().map(EventFile::sink),
+            journal: trace.as_ref().map(Recording::listener),
+        };
         let report = simulation.run(&scenario, &faults, watch).map_err(told)?;
         spinner.finish_and_clear();
+        finish(trace)?;
         events.map_or(Ok(()), EventFile::finish)?;
         if self.json {
             print_json(&report)?;

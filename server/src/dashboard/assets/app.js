@@ -120,7 +120,7 @@ function filter(chip) {
 
 /** Lets a request stand out, and the address lead to it. */
 function select(id) {
-  timeline.selected = id ? parseInt(id.slice(0, 8), 16) || 0 : 0;
+  timeline.selected = id ? parseInt(id.slice(-8), 16) || 0 : 0;
   history.replaceState(null, "", id ? `#${id}` : location.pathname + location.search);
 }
 

@@ -20,7 +20,7 @@ export function drawGantt(root, request) {
   root.style.height = `${height}px`;
   const [from, to] = [request.began, Math.max(request.ended, request.began + 0.001)];
   const x = (time) => LEFT + ((Math.min(to, Math.max(from, time)) - from) / (to - from)) * (width - LEFT - RIGHT);
-  const paint = theme.requests[colourOf(parseInt(request.trace_id.slice(0, 8), 16))];
+  const paint = theme.requests[colourOf(parseInt(request.trace_id.slice(-8), 16))];
   let left = BARS_MAX;
   const drawn = rows.map(({ name, bars }, index) => {
     const y = TOP + index * ROW;
@@ -58,7 +58,7 @@ function bySlice({ activities }) {
       began: activity.began,
       ended: activity.ended,
       thin,
-      wait: what === "wait" || what === "stall",
+      wait: what === "wait" || what === "stall" || what === "blocked",
       words: facts.filter(Boolean).join(", "),
     });
   }

@@ -51,7 +51,7 @@ export class RequestPanel {
   async #load(id) {
     const asked = ++this.#asked;
     this.#awaited = null;
-    const known = this.state.answered.get(id.slice(0, 8))?.[0];
+    const known = this.state.answered.get(id.slice(-8))?.[0];
     const full = known?.startsWith(id) ? known : id;
     this.#head(full);
     this.select(full);
@@ -64,7 +64,7 @@ export class RequestPanel {
     } catch (error) {
       if (asked !== this.#asked) return;
       // What is still on its way cannot be told yet; it is when its answer is seen.
-      if (error.status === 404 && !known) this.#awaited = id.slice(0, 8);
+      if (error.status === 404 && !known) this.#awaited = id.slice(-8);
       this.#say(error.message);
     }
   }

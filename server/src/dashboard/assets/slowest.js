@@ -29,7 +29,7 @@ export class Slowest {
   }
 
   #row([id, robot, outcome, began, ended]) {
-    const button = html("button", { type: "button", class: "id-button", title: id }, id.slice(0, 8));
+    const button = html("button", { type: "button", class: "id-button", title: id }, id.slice(-8));
     button.addEventListener("click", () => this.open(id));
     const over = this.state.hello.slo_ms && ended - began > this.state.hello.slo_ms;
     return html(

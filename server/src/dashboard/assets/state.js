@@ -61,7 +61,7 @@ export class State {
     for (const answer of tick.answered) {
       const [id, , outcome, began, ended] = answer;
       if (outcome === "done") latencies.push(ended - began);
-      this.answered.set(id.slice(0, 8), answer);
+      this.answered.set(id.slice(-8), answer);
       this.#rank(answer);
     }
     for (const label of this.answered.keys()) {

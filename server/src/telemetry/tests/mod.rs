@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::metrics::Metrics;
 use super::observed::{ChipMemory, MemoryKind};
+use crate::failure::Failure;
 use crate::openpi::Answer;
-use crate::serving::Failure;
 
 const MS: Duration = Duration::from_millis(1);
 

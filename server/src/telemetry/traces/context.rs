@@ -5,7 +5,7 @@ use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use rand::RngExt as _;
-use tensact::telemetry::TraceId;
+use tensact::telemetry::{ParentSpan, TraceId};
 
 /// The header, and the key of a message, in which callers name the span that they ask from (W3C Trace Context).
 const TRACEPARENT: &str = "traceparent";
@@ -69,6 +69,16 @@ impl TraceContext {
                 (self.trace, self.parent) = (trace, parent);
             }
         }
+    }
+
+    /// The server's span, as the pipeline knows it.
+    pub(crate) fn own(&self) -> u64 {
+        u64::from_be_bytes(self.span.to_bytes())
+    }
+
+    /// What a request is asked from.
+    pub(crate) fn asks(&self) -> ParentSpan {
+        ParentSpan { trace: self.trace, span: self.own() }
     }
 
     /// The same from the head of a request.

@@ -1,8 +1,8 @@
 //! Which requests are traced, and how their spans leave.
 //!
 //! A request is sampled by OpenTelemetry's own rules, and always when it was slow, failed or late: that is known at its end, so
-//! what it takes to tell is kept until then. Spans are made and sent by threads of their own; when a collector cannot keep up,
-//! whole traces are dropped first, and no request waits.
+//! what it takes to tell is kept until then. Spans are made and sent by threads of their own, from queues that have a bound; when a
+//! collector cannot keep up, spans are left out, and no request waits.
 
 mod context;
 mod sampling;
@@ -10,12 +10,13 @@ mod spans;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
@@ -34,6 +35,9 @@ const REQUESTS: usize = 4096;
 /// Spans that wait to be sent, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise: those of some hundred requests.
 const SPANS: usize = 1 << 16;
 
+/// How long a request that was given up is put aside until its pipeline knows.
+const ASIDE: Duration = Duration::from_millis(100);
+
 /// What the server knows of a request that has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Ended {
@@ -48,6 +52,8 @@ pub(crate) struct Ended {
     /// When its message was read.
     pub(crate) read: SystemTime,
     pub(crate) answered: SystemTime,
+    /// Whether that was after its deadline.
+    pub(crate) late: bool,
 }
 
 impl Ended {
@@ -61,6 +67,8 @@ struct Job {
     ended: Ended,
     /// Knows what its pipeline did for it; of one that was given up, a moment later.
     journal: Option<Arc<Journal>>,
+    /// How often it was put aside for that.
+    asides: u8,
 }
 
 /// Sends the spans of requests, or nothing.
@@ -107,10 +115,10 @@ impl Traces {
     pub(crate) fn ended(&self, ended: Ended, journal: Option<&Arc<Journal>>) {
         let sender = locked(&self.sender);
         let Some(Sender { jobs, .. }) = &*sender else { return };
-        if !self.sampling.wants(&ended.context, ended.name, ended.outcome, ended.took()) {
+        if !self.sampling.wants(&ended) {
             return;
         }
-        if let Err(TrySendError::Full(_)) = jobs.try_send(Job { ended, journal: journal.cloned() })
+        if let Err(TrySendError::Full(_)) = jobs.try_send(Job { ended, journal: journal.cloned(), asides: 0 })
             && self.dropped.fetch_add(1, Ordering::Relaxed) == 0
         {
             tracing::warn!("more requests end than spans can be made for: some traces are left out");
@@ -133,15 +141,32 @@ impl Traces {
     }
 }
 
+/// The next request to make spans of: one that was put aside for long enough, or one that has ended.
+fn next(jobs: &Receiver<Job>, aside: &mut VecDeque<(Instant, Job)>) -> Option<Job> {
+    let now = Instant::now();
+    let ended = match aside.front() {
+        None => return jobs.recv().ok(),
+        Some((until, _)) if *until <= now => None,
+        Some((until, _)) => jobs.recv_timeout(*until - now).ok(),
+    };
+    ended.or_else(|| aside.pop_front().map(|(_, job)| Job { asides: job.asides + 1, ..job }))
+}
+
 /// Makes spans until there is nobody who could ask for more.
 fn make(jobs: &Receiver<Job>, processor: BatchSpanProcessor) -> BatchSpanProcessor {
-    for Job { ended, journal } in jobs {
+    let mut aside = VecDeque::new();
+    while let Some(job) = next(jobs, &mut aside) {
+        let Job { ended, journal, asides } = &job;
         let known = journal.as_ref().and_then(|journal| {
-            let request = journal.request(ended.context.trace)?;
+            let request = journal.asked_from(ended.context.own())?;
             let path = journal.path(&request);
             Some(InPipeline { request, path, started: journal.started() })
         });
-        spans(&ended, known.as_ref()).into_iter().for_each(|span| processor.on_end(span));
+        if known.is_none() && ended.outcome == "cancelled" && *asides == 0 {
+            aside.push_back((Instant::now() + ASIDE, job));
+            continue;
+        }
+        spans(ended, known.as_ref()).into_iter().for_each(|span| processor.on_end(span));
     }
     processor
 }

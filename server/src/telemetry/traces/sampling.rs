@@ -6,7 +6,7 @@ use opentelemetry::Context;
 use opentelemetry::trace::{SpanKind, TraceContextExt as _, TraceId as OtelTraceId};
 use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample as _};
 
-use super::TraceContext;
+use super::Ended;
 use crate::telemetry::otlp::OtlpError;
 
 const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
@@ -64,8 +64,10 @@ impl Sampling {
         Self { slow, ..self }
     }
 
-    pub(crate) fn wants(&self, context: &TraceContext, name: &str, outcome: &str, took: Duration) -> bool {
-        if ALWAYS.contains(&outcome) || self.slow.is_some_and(|slow| took > slow) {
+    /// Whether a request's spans are to be sent.
+    pub(crate) fn wants(&self, ended: &Ended) -> bool {
+        let Ended { context, name, outcome, late, .. } = ended;
+        if *late || ALWAYS.contains(outcome) || self.slow.is_some_and(|slow| ended.took() > slow) {
             return true;
         }
         let parent = context.parent.clone().map(|parent| Context::new().with_remote_span_context(parent));

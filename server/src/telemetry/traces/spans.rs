@@ -32,7 +32,13 @@ pub(super) struct InPipeline {
 
 /// All spans of a request, the server's own first.
 pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline>) -> Vec<SpanData> {
-    let trace = Trace { id: ended.context.trace, scope: InstrumentationScope::builder(SCOPE).build() };
+    let number = pipeline.map(|pipeline| pipeline.request.number);
+    let trace = Trace {
+        id: ended.context.trace,
+        root: ended.context.own(),
+        number,
+        scope: InstrumentationScope::builder(SCOPE).build(),
+    };
     let root = ended.context.span;
     let mut spans = vec![trace.server(ended)];
     let mut part = |name: &'static str, began: SystemTime, until: SystemTime| {
@@ -57,6 +63,10 @@ pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline>) -> Vec<SpanDat
 
 struct Trace {
     id: TraceId,
+    /// The server's span: traces may have several requests.
+    root: u64,
+    /// The request's number in the pipeline.
+    number: Option<u64>,
     scope: InstrumentationScope,
 }
 
@@ -100,10 +110,11 @@ impl Trace {
             KeyValue::new(attribute::ATTEMPT, number as i64),
         ];
         spans.push(self.span(id, root, "pipeline", at(began), at(ended), attributes));
+        let request = self.number.unwrap_or_default();
         for activity in Activity::passes(&attempt.activities, Duration::MAX) {
             let name = name(&activity);
-            let span = activity_id(self.id, &activity);
-            let attributes = attributes_of(&activity, self.id);
+            let span = activity_id(request, &activity);
+            let attributes = attributes_of(&activity, request);
             let mut span = self.span(span, id, name, at(activity.began), at(activity.ended), attributes);
             span.links = self.company(&activity);
             spans.push(span);
@@ -123,12 +134,12 @@ impl Trace {
     /// Links to what the others in a batch have of it.
     fn company(&self, activity: &Activity) -> SpanLinks {
         let mut links = SpanLinks::default();
-        let others = activity.members.iter().filter(|member| member.trace != self.id);
-        links
-            .links
-            .extend(others.map(|member| {
-                Link::with_context(context(member.trace, activity_id(member.trace, activity)))
-            }));
+        let others = activity.members.iter().filter(|member| Some(member.request) != self.number);
+        links.links.extend(
+            others.map(|member| {
+                Link::with_context(context(member.trace, activity_id(member.request, activity)))
+            }),
+        );
         links
     }
 
@@ -160,14 +171,14 @@ impl Trace {
 
     /// A span that a trace has once at a time.
     fn part_id(&self, name: &str, began: SystemTime) -> SpanId {
-        hashed((self.id, name, began))
+        hashed((self.root, name, began))
     }
 }
 
 /// A span of an activity has the same name wherever it is linked from.
-fn activity_id(trace: TraceId, activity: &Activity) -> SpanId {
+fn activity_id(request: u64, activity: &Activity) -> SpanId {
     let Activity { pipeline, slice, chips, doing, began, .. } = activity;
-    hashed((trace, pipeline, slice, chips, doing.name(), began))
+    hashed((request, pipeline, slice, chips, doing.name(), began))
 }
 
 fn hashed(what: impl std::hash::Hash) -> SpanId {
@@ -190,7 +201,7 @@ fn name(activity: &Activity) -> &'static str {
     }
 }
 
-fn attributes_of(activity: &Activity, trace: TraceId) -> Vec<KeyValue> {
+fn attributes_of(activity: &Activity, request: u64) -> Vec<KeyValue> {
     let Activity { stage, layers, members, doing, .. } = activity;
     let mut attributes = vec![
         KeyValue::new(attribute::STAGE, stage.to_string()),
@@ -198,7 +209,7 @@ fn attributes_of(activity: &Activity, trace: TraceId) -> Vec<KeyValue> {
         KeyValue::new(attribute::CHIPS, activity.chip_names()),
         KeyValue::new(attribute::BATCH_SIZE, members.len() as i64),
     ];
-    attributes.extend(activity.step_of(trace).map(|step| KeyValue::new(attribute::STEP, step as i64)));
+    attributes.extend(activity.step_of(request).map(|step| KeyValue::new(attribute::STEP, step as i64)));
     let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     match *doing {
         Doing::Pass { cameras } | Doing::Layer { cameras, .. } => {

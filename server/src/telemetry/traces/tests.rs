@@ -25,10 +25,11 @@ use tonic::{Response, Status, transport};
 use super::*;
 use crate::auth::ApiKeys;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::openpi::Answer;
-use crate::serving::{Caller, Failure, Format, Serving};
+use crate::serving::{Caller, Format, Serving};
 use crate::telemetry::otlp::Otlp;
-use crate::tests::robot::{observation, with};
+use crate::tests::robot::{image, observation, with};
 use crate::wire::{Value, write_msgpack};
 
 /// What a collector got.
@@ -59,7 +60,7 @@ async fn collector() -> (SocketAddr, Got) {
     (address, got)
 }
 
-/// A server of four slices on three emulated chips, two requests in a pass, whose spans go to a collector, if there is one.
+/// A server of three slices on four emulated chips, two requests in a pass and cameras dealt out to two chips, whose spans go to a collector, if there is one.
 async fn server(collector: Option<SocketAddr>, sampler: &str) -> Arc<Serving> {
     let variables = BTreeMap::from([
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned()),
@@ -87,7 +88,8 @@ max_in_flight = 8
 [[pipeline]]
 [[pipeline.stage]]
 kind = "vision"
-chips = [0]
+chips = [0, 2]
+split = "cameras"
 [[pipeline.stage]]
 kind = "prefix"
 chips = [1]
@@ -96,10 +98,17 @@ kind = "expert"
 chips = [3]
 "#;
 
+/// The observation with a second image.
+fn two_cameras(observation: Value<'static>) -> Value<'static> {
+    let Value::Map(mut map) = observation else { unreachable!("observations are maps") };
+    map.insert("images/left_wrist".into(), image(1));
+    Value::Map(map)
+}
+
 /// As a robot's connection asks.
 async fn answer(serving: &Arc<Serving>, message: &Value<'_>) -> Result<Answer, Failure> {
-    let (message, context) = (write_msgpack(message).into(), TraceContext::new(None, None));
-    serving.answer(message, Format::Msgpack, &Caller::default(), "observation", context).await
+    let (message, mut context) = (write_msgpack(message).into(), TraceContext::new(None, None));
+    serving.answer(message, Format::Msgpack, &Caller::default(), "observation", &mut context).await
 }
 
 /// Asks for actions so many times, every other time within a trace that has the request's number.
@@ -113,6 +122,7 @@ async fn ask(serving: &Arc<Serving>, requests: usize) {
                 0 => with(0, "traceparent", Value::text(parent)),
                 _ => observation(0),
             };
+            let message = two_cameras(message);
             answer(&serving, &message).await.unwrap();
         });
         // As many at a time as may wait.
@@ -173,7 +183,8 @@ async fn a_collector_gets_every_span_of_a_thousand_requests() {
         for name in ["read", "preprocess"] {
             assert!(called(name).iter().all(|span| span.parent_span_id == root.span_id), "{name}");
         }
-        assert_eq!((called("vision").len(), called("prefix").len()), (1, 1));
+        // Two images, on two chips.
+        assert_eq!((called("vision").len(), called("prefix").len(), called("upload").len()), (2, 1, 1));
         let mut stepped: Vec<usize> = called("denoise step")
             .iter()
             .map(|span| text(span, "tensact.step").unwrap().parse().unwrap())
@@ -227,6 +238,61 @@ async fn of_requests_that_nobody_sampled_those_that_failed_are_sent() {
     assert_eq!(root.status.as_ref().unwrap().code, i32::from(StatusCode::Error));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_one_trace_are_told_apart() {
+    let (address, got) = collector().await;
+    let serving = server(Some(address), "always_on").await;
+    let parent = || Value::text("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let mut asking = JoinSet::new();
+    for number in 0..20 {
+        let (serving, parent) = (Arc::clone(&serving), parent());
+        asking.spawn(async move {
+            let bad = number == 7;
+            let message = with(0, "traceparent", parent);
+            let message = if bad { with(0, "state", Value::Nil) } else { message };
+            assert_eq!(answer(&serving, &message).await.is_err(), bad);
+        });
+    }
+    asking.join_all().await;
+    end(&serving, Duration::from_secs(30)).await;
+    let spans: Vec<Span> = locked(&got).drain(..).collect();
+    let ids: BTreeSet<&[u8]> = spans.iter().map(|span| &*span.span_id).collect();
+    assert_eq!(ids.len(), spans.len());
+    let steps = SynthSize::Tiny.sizes(Variant::Pi0).steps;
+    for root in spans.iter().filter(|span| span.name == "observation") {
+        let attempts: Vec<&Span> = spans
+            .iter()
+            .filter(|span| span.name == "pipeline" && span.parent_span_id == root.span_id)
+            .collect();
+        let done = text(root, "tensact.outcome").as_deref() == Some("done");
+        assert_eq!(attempts.len(), usize::from(done));
+        for attempt in attempts {
+            let below = spans.iter().filter(|span| span.parent_span_id == attempt.span_id);
+            assert_eq!(below.filter(|span| span.name == "denoise step").count(), steps);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_given_up_is_told_with_what_was_done_for_it() {
+    let (address, got) = collector().await;
+    let serving = server(Some(address), "always_off").await;
+    let pipeline = Arc::clone(&serving.policy().unwrap().pipeline);
+    let (asked, message) = (Arc::clone(&serving), observation(0));
+    let asking = tokio::spawn(async move { answer(&asked, &message).await.map(drop) });
+    while pipeline.stats().await.pipelines[0].in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    asking.abort();
+    assert!(asking.await.is_err());
+    pipeline.drain().await;
+    end(&serving, Duration::from_secs(30)).await;
+    let spans: Vec<Span> = locked(&got).drain(..).collect();
+    let root = spans.iter().find(|span| span.name == "observation").unwrap();
+    assert_eq!(text(root, "tensact.outcome").as_deref(), Some("cancelled"));
+    assert!(spans.iter().any(|span| span.name == "pipeline" && span.parent_span_id == root.span_id));
+}
+
 #[test]
 fn whoever_was_slow_failed_or_late_is_wanted() {
     let sampling = |sampler: &str, argument: &str| {
@@ -237,19 +303,33 @@ fn whoever_was_slow_failed_or_late_is_wanted() {
     };
     let parent =
         |sampled: &str| TraceContext::new(Some(&format!("00-{:032x}-{:016x}-{sampled}", 7, 9)), None);
-    let fast = Duration::from_millis(10);
+    let (new, fast) = (|| TraceContext::new(None, None), Duration::from_millis(10));
+    let ended = |context, outcome, took: Duration, late| Ended {
+        context,
+        name: "observation",
+        robot: None,
+        outcome,
+        problem: None,
+        arrived: SystemTime::UNIX_EPOCH,
+        read: SystemTime::UNIX_EPOCH,
+        answered: SystemTime::UNIX_EPOCH + took,
+        late,
+    };
     let none = sampling("always_off", "").unwrap().slow(Some(Duration::from_millis(100)));
-    let wants = |outcome, took| none.wants(&TraceContext::new(None, None), "observation", outcome, took);
-    assert!(!wants("done", fast) && !wants("superseded", fast) && !wants("bad_request", fast));
-    assert!(wants("done", Duration::from_millis(101)) && wants("failed", fast) && wants("expired", fast));
+    let wants = |outcome, took, late| none.wants(&ended(new(), outcome, took, late));
+    for outcome in ["done", "superseded", "queue_full", "bad_request"] {
+        assert!(!wants(outcome, fast, false), "{outcome}");
+    }
+    for outcome in ["failed", "expired", "deadline_impossible", "out_of_service", "cancelled"] {
+        assert!(wants(outcome, fast, false), "{outcome}");
+    }
+    assert!(wants("done", Duration::from_millis(101), false) && wants("done", fast, true));
 
-    let default = Sampling::default();
-    assert!(default.wants(&TraceContext::new(None, None), "observation", "done", fast));
-    assert!(default.wants(&parent("01"), "observation", "done", fast));
-    assert!(!default.wants(&parent("00"), "observation", "done", fast), "the caller decides");
+    let default = |context| Sampling::default().wants(&ended(context, "done", fast, false));
+    assert!(default(new()) && default(parent("01")));
+    assert!(!default(parent("00")), "the caller decides");
     let half = sampling("traceidratio", "0.5").unwrap();
-    let wanted =
-        (0..1000).filter(|_| half.wants(&TraceContext::new(None, None), "observation", "done", fast)).count();
+    let wanted = (0..1000).filter(|_| half.wants(&ended(new(), "done", fast, false))).count();
     assert!((350..650).contains(&wanted), "{wanted} of 1000");
 
     for (sampler, argument, told) in [
