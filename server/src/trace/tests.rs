@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 use tensact::simulate::{FaultName, PlannedFaults, Scenario, Simulation, Watch};
-use tensact::telemetry::{Doing, Entry, Listener, Outcome};
+use tensact::telemetry::{Activity, Doing, Entry, Listener, Outcome};
 use tensact::topology::{ChipId, Deployment, ModelSizes, Variant};
 
 use super::*;
@@ -105,6 +105,19 @@ fn with(lines: &str) -> String {
     format!("{HEAD}{lines},\n]\n")
 }
 
+/// A record as a file has it: of what a request was in the middle of when it was given up, nothing had been written.
+fn in_the_file(record: &Record, all: &[Record]) -> Record {
+    let Record::Request(request) = record else { return record.clone() };
+    let ended = |activity: &Arc<Activity>| {
+        let same =
+            |record: &Record| matches!(record, Record::Activity(ended) if Arc::ptr_eq(ended, activity));
+        all.iter().any(same)
+    };
+    let mut request = (**request).clone();
+    request.attempts.iter_mut().for_each(|attempt| attempt.activities.retain(&ended));
+    Record::Request(Arc::new(request))
+}
+
 #[test]
 fn what_was_journaled_is_read_back() {
     let faults = ["stall", "crash", "error"].map(|name| name.parse().unwrap());
@@ -126,7 +139,7 @@ fn what_was_journaled_is_read_back() {
     assert_eq!((written, ending), (expected, Ending::Whole(expected)));
     assert_eq!(read.len(), records.len());
     for (read, journaled) in read.iter().zip(&records) {
-        assert_eq!(read, journaled);
+        assert!(*read == in_the_file(journaled, &records), "{read:?}");
     }
 }
 
