@@ -115,9 +115,7 @@ def test_arrows_lead_to_who_took_over(run: Trace) -> None:
     ways = Counter((source - 1000, target - 1000) for _, source, _, target, *_ in arrows)
     assert ways == {(0, 1): requests, (2, 1): requests, (1, 3): requests, (1, 5): 9 * requests, (3, 5): 9 * requests}
     for name, source, other, target, in_order, same_request, same_bytes in arrows:
-        # Of the chips that a vision tower is dealt out to, a receive names the first.
-        sender = 0 if source == 1002 else source - 1000
-        assert (name, other) == (f"send to {target - 1000}", f"receive from {sender}")
+        assert (name, other) == (f"send to {target - 1000}", f"receive from {source - 1000}")
         assert in_order and same_request and same_bytes
 
 
