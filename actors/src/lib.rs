@@ -42,6 +42,7 @@ mod engine;
 mod home;
 mod memo;
 mod memory;
+mod parcel;
 mod pipeline;
 mod recorder;
 mod request;

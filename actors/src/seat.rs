@@ -14,9 +14,9 @@ use tensact_topology::{
 
 use crate::chip::{Chips, Rank, Turn};
 use crate::clock::{Clock, Moment};
-use crate::edge::Outbox;
 use crate::home::Home;
 use crate::memo::Memo;
+use crate::parcel::{Content, Load, Parcel, Way, Wire};
 use crate::recorder::{Place, Recorder};
 use crate::simulate::faults::{FaultKind, SliceFaults};
 use crate::telemetry::{Activity, Doing, Member, Transport};
@@ -274,68 +274,6 @@ impl Seat {
     }
 }
 
-/// What travels over an edge.
-pub(crate) struct Parcel<T> {
-    pub(crate) content: T,
-    pub(crate) load: Load,
-}
-
-/// How heavy a parcel is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub(crate) wire: Wire,
-    pub(crate) bytes: u64,
-    /// Time that its transfer takes on an emulated board.
-    pub(crate) takes: Duration,
-}
-
-/// What an edge goes over: a chip of either end, and how.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wire {
-    pub(crate) from: ChipId,
-    pub(crate) to: ChipId,
-    pub(crate) transport: Transport,
-}
-
-/// What an edge carries belongs to a ticket.
-pub(crate) trait Content {
-    fn ticket(&self) -> &Arc<Ticket>;
-
-    /// The denoising step that it is for, if it is for one.
-    fn step(&self) -> Option<usize> {
-        None
-    }
-
-    /// Bytes of its tensors on the host.
-    fn bytes(&self) -> u64;
-}
-
-/// An edge out of a slice, and what a transfer over it takes on an emulated board.
-pub(crate) struct Way<T> {
-    pub(crate) outbox: Outbox<T>,
-    pub(crate) wire: Wire,
-    pub(crate) costs: Option<EdgeCosts>,
-}
-
-impl<T> Clone for Way<T> {
-    fn clone(&self) -> Self {
-        Self { outbox: self.outbox.clone(), wire: self.wire, costs: self.costs.clone() }
-    }
-}
-
-impl<T> Way<T> {
-    fn load(&mut self, content: &impl Content, images: usize) -> Load {
-        let (wire, bytes) = (self.wire, content.bytes());
-        match &mut self.costs {
-            Some(costs) => {
-                let (takes, bytes) = costs.transfer(content.ticket(), images);
-                Load { wire, bytes, takes }
-            }
-            None => Load { wire, bytes, takes: Duration::ZERO },
-        }
-    }
-}
-
 /// Everything a cost depends on but the request.
 #[derive(Clone)]
 pub(crate) struct CostBase {
@@ -396,7 +334,7 @@ impl EdgeCosts {
     }
 
     /// Time and bytes of one transfer for a request; of `images` images, where the edge carries those.
-    fn transfer(&mut self, ticket: &Ticket, images: usize) -> (Duration, u64) {
+    pub(crate) fn transfer(&mut self, ticket: &Ticket, images: usize) -> (Duration, u64) {
         let tokens = ticket.sample.input.tokens.len();
         let Self { base, edge, known } = self;
         known.get_or((images, tokens), || {

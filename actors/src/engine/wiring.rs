@@ -16,9 +16,10 @@ use crate::chip::{Chip, Chips};
 use crate::devices::SliceDevice;
 use crate::edge::{Outbox, Port, edge};
 use crate::home::Home;
+use crate::parcel::{Parcel, Way, Wire};
 use crate::recorder::{Place, Recorder};
 use crate::scheduler::{Entry, Scheduler, Sweeper};
-use crate::seat::{CostBase, Costs, EdgeCosts, Parcel, Seat, Way, Wire};
+use crate::seat::{CostBase, Costs, EdgeCosts, Seat};
 use crate::stage::{
     CacheLayer, Denoise, DenoiseArgs, Images, Prefix, PrefixArgs, Prefixed, Stage, StepWork, Sweep, Vision,
     VisionArgs, VisionNext, Work,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::{Answer, Entered, Flying, Health, Life, Outcome, Replica, Scheduler};
 use crate::clock::Moment;
+use crate::parcel::{Load, Parcel};
 use crate::recorder::What;
 use crate::request::Refusal;
-use crate::seat::{Load, Parcel};
 use crate::stage::{Image, Images, grouped};
 use crate::telemetry::Outcome as Became;
 use crate::ticket::{AttemptId, End, RequestId, Ticket, milliseconds};

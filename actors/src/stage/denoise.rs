@@ -15,7 +15,8 @@ use super::Work;
 use super::step::{At, CacheLayer, Member, StepWork, begin, run};
 use crate::chip::{Rank, Turn};
 use crate::edge::{Inbox, Port};
-use crate::seat::{Batch, Parcel, Seat, Share, StageFault, Way};
+use crate::parcel::{Parcel, Way};
+use crate::seat::{Batch, Seat, Share, StageFault};
 use crate::ticket::{AttemptId, Ticket};
 
 /// What an expert slice is made of.

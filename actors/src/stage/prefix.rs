@@ -11,7 +11,8 @@ use tensact_topology::LayerRange;
 use super::{CacheLayer, Work, next_batch};
 use crate::chip::{Rank, Turn};
 use crate::edge::{Inbox, Port};
-use crate::seat::{Batch, Content, Parcel, Seat, Share, StageFault, Way};
+use crate::parcel::{Content, Parcel, Way};
+use crate::seat::{Batch, Seat, Share, StageFault};
 use crate::ticket::{AttemptId, Ticket};
 
 /// What a prefix slice takes for a request.

@@ -7,7 +7,7 @@ use tensact_runtime::device::{ExpertStage, SliceError, StepInput};
 use tensact_runtime::model::flow::Step;
 use tensact_runtime::model::{KeyValue, KvCache};
 
-use crate::seat::Content;
+use crate::parcel::Content;
 use crate::ticket::Ticket;
 
 /// Keys and values of one layer of a request.

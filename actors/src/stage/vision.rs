@@ -10,7 +10,8 @@ use super::{Prefixed, PrefixedContent, Work, next_batch};
 use crate::chip::Rank;
 use crate::clock::Moment;
 use crate::edge::{Inbox, Port};
-use crate::seat::{Batch, Content, Parcel, Seat, Share, StageFault, Way};
+use crate::parcel::{Content, Parcel, Way};
+use crate::seat::{Batch, Seat, Share, StageFault};
 use crate::telemetry::Doing;
 use crate::ticket::{AttemptId, Ticket};
 

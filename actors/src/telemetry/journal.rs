@@ -156,8 +156,13 @@ impl Journal {
     /// What a request's latency was spent on, from its arrival to its end: segments that follow each other without a gap.
     pub fn path(&self, request: &RequestTrace) -> Vec<Segment> {
         let from = request.attempts.last().map_or(request.ended, |attempt| attempt.dispatched);
-        let chips: BTreeSet<ChipId> =
-            request.activities().flat_map(|activity| activity.chips.iter().copied()).collect();
+        let mut chips = BTreeSet::new();
+        for activity in request.activities() {
+            chips.extend(activity.chips.iter().copied());
+            if let Doing::Send { to, .. } | Doing::Blocked { to } = activity.doing {
+                chips.insert(to);
+            }
+        }
         // Chips wait for whoever looks, so it looks no longer than it must.
         let log = {
             let inner = self.inner();
