@@ -236,6 +236,64 @@ fn of_what_runs_at_the_same_time_the_last_to_end_counts() {
 }
 
 #[test]
+fn of_several_chips_the_one_that_was_free_last_is_waited_for() {
+    let both = Activity { chips: [ChipId(1), ChipId(2)].into(), ..(*activity(1, 20, 30, &[7])).clone() };
+    let both = Arc::new(both);
+    let mut chips = ChipLog::new(100);
+    for activity in [activity(1, 2, 8, &[1]), activity(2, 2, 20, &[2]), Arc::clone(&both)] {
+        chips.push(&activity);
+    }
+    let path = chips.path(&request(7, vec![both], 30));
+    let told = told(&path, 7);
+    assert_eq!(told[2], "5000 20000 wait for chip 2, busy with the expert of others", "{told:?}");
+}
+
+#[test]
+fn what_a_request_was_in_the_middle_of_is_told() {
+    let journal = Journal::new(crate::clock::Clock::real());
+    let ms = Moment::from_millis;
+    let trace = TraceId::of_number(7);
+    let submitted =
+        Submitted { trace, span: Some(7), robot: None, arrived: ms(0), at: ms(1), deadline: None };
+    journal.submitted(7, submitted);
+    journal.dispatched(7, 0, ms(2));
+    journal.acted((*activity(1, 2, 5, &[7])).clone());
+    journal.began((*activity(2, 5, 5, &[7, 8])).clone());
+    journal.ended(7, Outcome::Expired, ms(9));
+    let given_up = journal.asked_from(7).unwrap();
+    assert_eq!(
+        told(&journal.path(&given_up), 7),
+        [
+            "0 1000 preprocess",
+            "1000 2000 wait for a place in a pipeline",
+            "2000 5000 expert layers 0..1 on chip 1",
+            "5000 9000 expert layers 0..1 on chip 2",
+        ]
+    );
+    // It goes on for the other.
+    journal.acted((*activity(2, 5, 12, &[7, 8])).clone());
+    assert_eq!(given_up.attempts[0].activities.len(), 2);
+}
+
+#[test]
+fn what_requests_ask_for_does_not_fill_the_memory() {
+    let journal = Journal::new(crate::clock::Clock::real());
+    for number in 0..4 {
+        let at = Moment::from_millis(number);
+        let trace = TraceId::of_number(number);
+        let submitted = Submitted { trace, span: Some(number), robot: None, arrived: at, at, deadline: None };
+        journal.submitted(number, submitted);
+        journal.dispatched(number, 0, at);
+        for _ in 0..100_000 {
+            journal.acted((*activity(0, number, number + 1, &[number])).clone());
+        }
+        journal.ended(number, Outcome::Done, at + Duration::from_millis(1));
+    }
+    let kept: Vec<u64> = journal.requests().iter().map(|request| request.number).collect();
+    assert_eq!(kept, [2, 3]);
+}
+
+#[test]
 fn a_journal_keeps_the_newest_and_says_what_is_new() {
     let journal = Journal::new(crate::clock::Clock::real());
     let mut cursor = journal.end();
