@@ -172,19 +172,23 @@ impl Backwards<'_> {
     /// A wait since `began` for the chips of what came next, cut where their work changes.
     fn wait(&mut self, chips: &[ChipId], began: Moment) {
         let log = self.chips;
-        let number = self.request.number;
-        let others = |chip| {
-            let since = log.before(chip, self.until).take_while(|occupant| occupant.ended > began);
-            since.filter(|occupant| occupant.members.iter().all(|member| member.request != number))
-        };
+        let until = self.until;
+        let occupants =
+            |chip| log.before(chip, until).take_while(|occupant| occupant.ended > began).collect::<Vec<_>>();
         // Of several chips, the one that was free last.
-        let Some(&chip) = chips.iter().max_by_key(|chip| others(**chip).next().map(|last| last.ended)) else {
+        let last = |chip: &&ChipId| occupants(**chip).first().map(|last| last.ended);
+        let Some(&chip) = chips.iter().max_by_key(last) else {
             return self.back_to(began, || Leg::Wait(Reason::Told));
         };
-        for occupant in others(chip).collect::<Vec<_>>() {
+        for occupant in occupants(chip) {
             self.back_to(occupant.ended.max(began), || Leg::Wait(Reason::Wake { chip }));
-            let stage = occupant.stage;
-            self.back_to(occupant.began.max(began), || Leg::Wait(Reason::Busy { chip, stage }));
+            let own = occupant.members.iter().any(|member| member.request == self.request.number);
+            let leg = || match own {
+                // It was given up in the middle of it.
+                true => Leg::Activity(Arc::clone(occupant)),
+                false => Leg::Wait(Reason::Busy { chip, stage: occupant.stage }),
+            };
+            self.back_to(occupant.began.max(began), leg);
         }
         self.back_to(began, || Leg::Wait(Reason::Wake { chip }));
     }

@@ -249,6 +249,17 @@ fn of_several_chips_the_one_that_was_free_last_is_waited_for() {
 }
 
 #[test]
+fn what_ended_after_the_request_is_told_as_its_own() {
+    let last = activity(1, 5, 12, &[7, 8]);
+    let mut chips = ChipLog::new(100);
+    let mine = activity(1, 2, 5, &[7]);
+    [&mine, &last].into_iter().for_each(|activity| chips.push(activity));
+    let given_up = RequestTrace { outcome: Outcome::Expired, ..request(7, vec![mine], 9) };
+    let told = told(&chips.path(&given_up), 7);
+    assert_eq!(told.last().unwrap(), "5000 9000 expert layers 0..1 on chip 1");
+}
+
+#[test]
 fn what_a_request_was_in_the_middle_of_is_told() {
     let journal = Journal::new(crate::clock::Clock::real());
     let ms = Moment::from_millis;
