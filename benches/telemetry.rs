@@ -1,5 +1,5 @@
-//! What telemetry costs: robots in a closed loop over loopback against an emulated Galaxy, with nothing that looks on, with all
-//! spans sent to a collector that throws them away, and with a dashboard open. The three take turns; shown are the medians,
+//! What telemetry costs: robots in a closed loop over loopback against an emulated Galaxy, with nothing that looks on, with the
+//! spans of some or all requests sent to a collector that throws them away, and with a dashboard open. They take turns; shown are the medians,
 //! and their ratio to that of nothing.
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ const DEPLOYMENT: &str = include_str!("../configs/galaxy-bh.toml");
 /// Robots, each with one observation under way.
 const ROBOTS: usize = 96;
 
-/// How long each of the three is measured at a time, and how often.
+/// How long each of them is measured at a time, and how often.
 const MEASURED: Duration = Duration::from_secs(6);
 const WARM_UP: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 5;
@@ -44,12 +44,17 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Copy)]
 enum Looks {
     Nobody,
-    Collector,
+    /// A collector that gets the spans of this share of all requests.
+    Collector(&'static str),
     Dashboard,
 }
 
-const ALL: [(Looks, &str); 3] =
-    [(Looks::Nobody, "nobody"), (Looks::Collector, "OTLP, all requests"), (Looks::Dashboard, "a dashboard")];
+const ALL: [(Looks, &str); 4] = [
+    (Looks::Nobody, "nobody"),
+    (Looks::Collector("0.1"), "OTLP, one in ten"),
+    (Looks::Collector("1"), "OTLP, all requests"),
+    (Looks::Dashboard, "a dashboard"),
+];
 
 /// What a measurement showed.
 #[derive(Clone, Copy)]
@@ -68,7 +73,7 @@ async fn main() -> Result<(), Error> {
         }
     }
     println!(
-        "{ROBOTS} robots in a closed loop, {SIDE}x{SIDE} images, emulated galaxy-bh; medians of {ROUNDS}"
+        "{ROBOTS} robots in a closed loop, three {SIDE}x{SIDE} images, emulated galaxy-bh; medians of {ROUNDS}"
     );
     println!(
         "{:>20} {:>10} {:>8} {:>16} {:>8}",
@@ -101,7 +106,9 @@ async fn measure(looks: Looks, collector: &str) -> Result<Seen, Error> {
     let mut config = Config::default();
     config.server.port = 0;
     let otlp = match looks {
-        Looks::Collector => Otlp::from_variables(&|name| match name {
+        Looks::Collector(share) => Otlp::from_variables(&|name| match name {
+            "OTEL_TRACES_SAMPLER" => Some("traceidratio".into()),
+            "OTEL_TRACES_SAMPLER_ARG" => Some(share.to_owned()),
             "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(collector.to_owned()),
             "OTEL_EXPORTER_OTLP_PROTOCOL" => Some("http/protobuf".into()),
             _ => None,
