@@ -76,6 +76,12 @@ class Page:
         """What a script returns; it may wait."""
         return self.chrome.execute_script(f"return (async () => {{ {text} }})()", *arguments)
 
+    def click_first(self, selector: str) -> str | None:
+        """Clicks the first of these within the page, because lists are written anew all the time; gives its title."""
+        return self.script(
+            "const first = document.querySelector(arguments[0]); first?.click(); return first?.title ?? null", selector
+        )
+
     def keys(self, *keys: str) -> None:
         """Presses keys wherever the focus is."""
         ActionChains(self.chrome).send_keys(*keys).perform()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from page import WIDTH, Page
@@ -75,7 +74,9 @@ def test_the_timeline_is_painted(page: Page) -> None:
 
 def test_measurements_stand_beside_the_plan(page: Page) -> None:
     def measured() -> bool:
-        rows = [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in page.all("#plan tbody tr")]
+        rows = page.script(
+            "return [...document.querySelectorAll('#plan tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+        )
         slices = {row[0].split()[0]: row for row in rows}
         cells = [slices["latency"][1:3]] + [slices[stage][2:4] for stage in ("vision", "prefix", "expert")]
         return all(float(planned) > 0 and measured != "–" for planned, measured in cells)
@@ -114,9 +115,7 @@ def test_keys_lead_to_a_request_and_back(page: Page) -> None:
 
 
 def test_a_slow_request_is_one_click_away(page: Page) -> None:
-    button = page.until("no slow requests", lambda: page.all("#slow button"))[0]
-    trace = button.get_attribute("title")
-    page.script("arguments[0].click()", button)
+    trace = page.until("no slow requests", lambda: page.click_first("#slow button"))
     until_request(page)
     assert page["request-panel"].get_attribute("data-trace") == trace
 

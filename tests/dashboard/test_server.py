@@ -46,8 +46,7 @@ def test_an_api_key_is_asked_for(chrome: webdriver.Chrome, tmp_path: Path) -> No
         assert not page["key-dialog"].is_displayed()
         page.until("nothing is answered", lambda: page.number("answered") > 0)
         # Requests need the key as well.
-        button = page.until("no requests", lambda: page.all("#slow button"))[0]
-        page.script("arguments[0].click()", button)
+        page.until("no requests", lambda: page.click_first("#slow button"))
         page.until("no request is shown", lambda: page["request-panel"].get_attribute("data-latency"))
         # It is kept for this tab, and nowhere else.
         page.chrome.refresh()
