@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tensact::{InferError, Refusal};
+use tensact::InferError;
+use tensact::telemetry::Outcome;
 
 use crate::chunking::ChunkingError;
 use crate::openpi::BadObservation;
@@ -43,15 +44,7 @@ impl Failure {
     /// What became of the request, in one word.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
-            Self::Infer(InferError::Refused(refusal)) => match refusal {
-                Refusal::QueueFull { .. } => "queue_full",
-                Refusal::DeadlineImpossible { .. } => "deadline_impossible",
-                Refusal::Superseded { .. } => "superseded",
-                Refusal::Expired { .. } => "expired",
-                Refusal::Failed { .. } => "failed",
-                Refusal::OutOfService { .. } => "out_of_service",
-                Refusal::Closed => "closed",
-            },
+            Self::Infer(InferError::Refused(refusal)) => Outcome::from(refusal).name(),
             Self::Infer(InferError::Interrupted | InferError::NotFinite) | Self::Interrupted => "failed",
             Self::Loading => "loading",
             _ => "bad_request",

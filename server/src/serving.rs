@@ -294,9 +294,9 @@ impl Serving {
 
 /// What the placement sets aside on its chips. Weights, caches and activations lie in DRAM, but for weights that are to stay in L1.
 fn memory(pipeline: &Pipeline) -> Vec<ChipMemory> {
-    let mut memory = Vec::new();
+    let (set_aside, mut memory) = (pipeline.memory_set_aside(), Vec::new());
     for chip in pipeline.board().chips() {
-        let Some(aside) = pipeline.memory_set_aside().get(&chip.id).copied() else { continue };
+        let Some(aside) = set_aside.get(&chip.id) else { continue };
         let of = |kind, usage, limit| ChipMemory { chip: chip.id, kind, usage, limit };
         memory.push(of(MemoryKind::Dram, aside.dram_bytes, chip.spec.dram_bytes));
         memory.push(of(MemoryKind::L1, aside.l1_bytes, chip.spec.l1_bytes()));

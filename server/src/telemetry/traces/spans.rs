@@ -35,16 +35,15 @@ pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline>) -> Vec<SpanDat
     let number = pipeline.map(|pipeline| pipeline.request.number);
     let trace = Trace {
         id: ended.context.trace,
-        root: ended.context.own(),
+        root: ended.context.span,
         number,
         scope: InstrumentationScope::builder(SCOPE).build(),
     };
-    let root = ended.context.span;
     let mut spans = vec![trace.server(ended)];
     let mut part = |name: &'static str, began: SystemTime, until: SystemTime| {
         if began < until {
             let id = trace.part_id(name, began);
-            spans.push(trace.span(id, root, name, began, until, Vec::new()));
+            spans.push(trace.span(id, trace.root, name, began, until, Vec::new()));
         }
     };
     part("read", ended.arrived, ended.read);
@@ -56,7 +55,7 @@ pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline>) -> Vec<SpanDat
     part("postprocess", at(request.ended), ended.answered);
     for (index, attempt) in request.attempts.iter().enumerate() {
         let next = request.attempts.get(index + 1).map_or(request.ended, |next| next.dispatched);
-        trace.attempt(&mut spans, root, index + 1, attempt, next, path, &at);
+        trace.attempt(&mut spans, index + 1, attempt, next, path, &at);
     }
     spans
 }
@@ -64,7 +63,7 @@ pub(super) fn spans(ended: &Ended, pipeline: Option<&InPipeline>) -> Vec<SpanDat
 struct Trace {
     id: TraceId,
     /// The server's span: traces may have several requests.
-    root: u64,
+    root: SpanId,
     /// The request's number in the pipeline.
     number: Option<u64>,
     scope: InstrumentationScope,
@@ -92,11 +91,9 @@ impl Trace {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // a span and all that it is made of
     fn attempt(
         &self,
         spans: &mut Vec<SpanData>,
-        root: SpanId,
         number: usize,
         attempt: &Attempt,
         ended: Duration,
@@ -109,7 +106,7 @@ impl Trace {
             KeyValue::new(attribute::PIPELINE, attempt.pipeline as i64),
             KeyValue::new(attribute::ATTEMPT, number as i64),
         ];
-        spans.push(self.span(id, root, "pipeline", at(began), at(ended), attributes));
+        spans.push(self.span(id, self.root, "pipeline", at(began), at(ended), attributes));
         let request = self.number.unwrap_or_default();
         for activity in Activity::passes(&attempt.activities, Duration::MAX) {
             let name = name(&activity);
