@@ -76,6 +76,23 @@ impl StoredTensor {
         matches!(self.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
     }
 
+    /// Lets go of the memory that holds its bytes; whoever reads them again reads the file.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is a file's and is only read, so pages that are gone come back as they were.
+            #[allow(unsafe_code)]
+            // Without it more memory stays taken, and nothing else changes.
+            let _ = unsafe {
+                self.file.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    self.range.start,
+                    self.range.len(),
+                )
+            };
+        }
+    }
+
     /// All elements as integers, where they are booleans or integers.
     pub fn to_integers(&self) -> Option<Vec<i64>> {
         let bytes = self.bytes();

@@ -42,6 +42,12 @@ pub(in crate::device) fn round_to_bf16(x: f32) -> f32 {
     f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { rounded })
 }
 
+/// The nearest bf16's bits; see [`round_to_bf16`].
+#[inline(always)]
+pub(in crate::device) fn bf16_bits(x: f32) -> u16 {
+    (round_to_bf16(x).to_bits() >> 16) as u16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,12 +1,27 @@
 //! Full attention of query rows to key and value rows. No mask: what nobody may attend to is not there.
+//!
+//! Scores are never written as a whole: a task takes some rows through the keys block by block and keeps the highest
+//! score, the sum of the shares and the weighted values of what it has seen (online softmax: Milakov and Gimelshein
+//! 2018; with values as in FlashAttention, Dao et al. 2022). Blocks begin at every [`BLOCK`]th key, however keys are
+//! split into segments and rows into tasks (*same-bits*).
+
+mod keys;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{Columns, multiply_block};
-use super::{HostDevice, activation::exp, vectorise::widest};
+use super::activation::exp;
+use super::gemm::{LANES, PANEL, Panel, Rows, Words, add_panel, aligned, even_pieces, pieces};
+use super::vectorise::widest;
+use super::HostDevice;
+use keys::{BLOCK, KeyBlock, PackedKeys};
 
-/// Score rows that one task computes: with a prefix of 816 tokens they take 420 KB.
-const SCORE_ROWS: usize = 128;
+/// Query rows that one task takes through the keys: eight tiles.
+const TASK_ROWS: usize = 72;
 
 /// How the heads of queries, keys and values lie side by side.
 #[derive(Clone, Copy)]
@@ -19,135 +34,177 @@ pub(super) struct Heads {
     pub(super) width: usize,
 }
 
-/// `softmax(q kᵀ / √width) v` per head: `q` is `[tokens, query × width]`, `k` and `v` are
-/// `[keys, key_value × width]`, the result has the shape of `q`.
-pub(super) fn attention(device: &HostDevice, q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Vec<f32> {
-    let Heads { query, key_value, width } = heads;
-    let group = query / key_value;
-    let tokens = q.len() / (query * width);
-    let step = (SCORE_ROWS / group).max(1);
-    let starts: Vec<usize> = (0..tokens).step_by(step).collect();
-    device.pool.install(|| {
-        let blocks: Vec<Vec<Vec<f32>>> = starts
-            .par_iter()
-            .map(|&start| {
-                let rows = start..(start + step).min(tokens);
-                (0..key_value)
-                    .into_par_iter()
-                    .map(|head| attend(q, k, v, heads, rows.clone(), head))
-                    .collect()
+impl Heads {
+    fn group(self) -> usize {
+        self.query / self.key_value
+    }
+}
+
+/// Keys and values of neighbouring tokens, `[tokens, key_value × width]` each.
+#[derive(Clone, Copy)]
+pub(super) struct Segment<'a> {
+    pub(super) keys: &'a [f32],
+    pub(super) values: &'a [f32],
+}
+
+/// Query tokens, and what they attend to: segments one after the other.
+pub(super) struct Sequence<'a> {
+    pub(super) tokens: Range<usize>,
+    pub(super) segments: Vec<Segment<'a>>,
+}
+
+thread_local! {
+    /// Queries, scores and weighted values of the task that runs on this thread.
+    static ROOM: RefCell<[Vec<u32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+}
+
+/// `softmax(q kᵀ / √width) v` per head of every sequence. `q` is `[tokens, query × width]`, and so is the result, rounded
+/// to the compute type.
+pub(super) fn attention(device: &HostDevice, q: &[f32], sequences: &[Sequence<'_>], heads: Heads) -> Rows {
+    let width = heads.query * heads.width;
+    let mut out = device.rows(q.len() / width, width);
+    let packed = PackedKeys::new(device, sequences, heads);
+    let tasks: Vec<Task> = sequences
+        .iter()
+        .enumerate()
+        .flat_map(|(sequence, Sequence { tokens, .. })| {
+            (0..heads.key_value).flat_map(move |head| {
+                even_pieces(tokens.len() * heads.group(), TASK_ROWS)
+                    .map(move |rows| Task { sequence, head, first_token: tokens.start, rows })
             })
-            .collect();
-        let mut out = vec![0.0; q.len()];
-        out.par_chunks_mut(query * width).enumerate().for_each(|(token, out)| {
-            let (block, row) = (&blocks[token / step], token % step);
-            for (out, values) in out.chunks_exact_mut(group * width).zip(block) {
-                out.copy_from_slice(&values[row * group * width..][..group * width]);
-            }
+        })
+        .collect();
+    let writer = out.writer();
+    device.run(|| {
+        tasks.into_par_iter().with_max_len(1).for_each(|task| {
+            ROOM.with_borrow_mut(|room| {
+                let keys = packed.of(task.sequence, task.head);
+                let group = heads.group();
+                attend(device, q, heads, &task, keys, room, |row, values| {
+                    let (token, head) = (task.first_token + row / group, task.head * group + row % group);
+                    // SAFETY: tasks share no row of a head.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        writer.write(token, head * heads.width, values);
+                    }
+                });
+            });
         });
-        out
-    })
+    });
+    out
 }
 
-/// Some query tokens with all query heads that share one key head: `[tokens, group × width]`.
-fn attend(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    Heads { query, key_value, width }: Heads,
-    tokens: std::ops::Range<usize>,
+/// Some rows of the query heads that share a key head. Row `r` is token `r / group` and head `r % group` of them.
+struct Task {
+    sequence: usize,
     head: usize,
-) -> Vec<f32> {
-    let group = query / key_value;
+    first_token: usize,
+    rows: Range<usize>,
+}
+
+/// Takes the rows of a task through all blocks of keys.
+fn attend<'a>(
+    device: &HostDevice,
+    q: &[f32],
+    heads: Heads,
+    task: &Task,
+    blocks: impl Iterator<Item = KeyBlock<'a>>,
+    [queries, scores, sums]: &mut [Vec<u32>; 3],
+    finish: impl Fn(usize, &[f32]),
+) {
+    let Heads { width, .. } = heads;
+    let rows = task.rows.len();
+    let padded = width.next_multiple_of(LANES);
+    let queries = aligned(queries, rows * width);
+    gather(q, heads, task, bytemuck::cast_slice_mut(queries));
+    let scores: &mut [f32] = bytemuck::cast_slice_mut(aligned(scores, rows * BLOCK));
+    let sums: &mut [f32] = bytemuck::cast_slice_mut(aligned(sums, rows * padded));
+    sums.fill(0.0);
+    let mut state = [State { highest: f32::NEG_INFINITY, sum: 0.0 }; TASK_ROWS];
+    for block in blocks {
+        let stride = block.keys.next_multiple_of(LANES);
+        let scores = &mut scores[..rows * stride];
+        scores.fill(0.0);
+        let by_panel = |lines| product(device, queries, rows, lines, width, stride);
+        by_panel(block.key_lines)(scores);
+        let all = scores.chunks_exact_mut(stride).zip(sums.chunks_exact_mut(padded)).zip(&mut state);
+        all.for_each(|((scores, sums), state)| widest(|| state.see(scores, block.keys, sums)));
+        let shares: &[u32] = bytemuck::cast_slice(scores);
+        product(device, shares, rows, block.value_lines, stride, padded)(sums);
+    }
+    for ((row, sums), state) in task.rows.clone().zip(sums.chunks_exact_mut(padded)).zip(&state) {
+        let scale = 1.0 / state.sum;
+        sums[..width].iter_mut().for_each(|x| *x *= scale);
+        finish(row, &sums[..width]);
+    }
+}
+
+/// Adds `x [rows, depth]` times all panels of `lines`, which have `columns` columns, to sums.
+fn product<'a>(
+    device: &'a HostDevice,
+    x: &'a [u32],
+    rows: usize,
+    lines: &'a [u32],
+    depth: usize,
+    columns: usize,
+) -> impl Fn(&mut [f32]) + 'a {
+    move |sums| {
+        for (panel, lines) in pieces(0..columns, PANEL).zip(lines.chunks(depth * PANEL)) {
+            let tiles = Panel { lines, units: panel.len() / LANES, depth, ahead: &[] };
+            add_panel(device.kernel(), Words::Single, x, &tiles, rows, &mut sums[panel.start..], columns);
+        }
+    }
+}
+
+/// The scaled queries of a task, row by row.
+fn gather(q: &[f32], heads: Heads, task: &Task, queries: &mut [f32]) {
+    let Heads { query, width, .. } = heads;
     let scale = 1.0 / (width as f32).sqrt();
-    let stride = key_value * width;
-    let keys = k.len() / stride;
-    let mut queries = Vec::with_capacity(tokens.len() * group * width);
-    for token in tokens {
-        let shared = &q[token * query * width + head * group * width..][..group * width];
-        queries.extend(shared.iter().map(|q| q * scale));
+    for (row, out) in task.rows.clone().zip(queries.chunks_exact_mut(width)) {
+        let (token, head) = (row / heads.group(), task.head * heads.group() + row % heads.group());
+        let q = &q[((task.first_token + token) * query + head) * width..][..width];
+        out.iter_mut().zip(q).for_each(|(out, q)| *out = q * scale);
     }
-    let mut scores = multiply_block(&queries, width, Columns::ByColumn(&k[head * width..], stride), 0..keys);
-    for row in scores.chunks_exact_mut(keys) {
-        widest(|| softmax(row));
-    }
-    multiply_block(&scores, keys, Columns::ByRow(&v[head * width..], stride), 0..width)
 }
 
+/// What a row has seen so far.
+#[derive(Clone, Copy)]
+struct State {
+    highest: f32,
+    /// Sum of `e^(score - highest)`.
+    sum: f32,
+}
+
+impl State {
+    /// Turns the scores of a block into shares relative to the highest score so far, and what was summed before with
+    /// them; zero behind the last key.
+    #[inline(always)]
+    fn see(&mut self, scores: &mut [f32], keys: usize, sums: &mut [f32]) {
+        let (scores, padding) = scores.split_at_mut(keys);
+        padding.fill(0.0);
+        let highest = highest(scores).max(self.highest);
+        let before = exp(self.highest - highest);
+        let mut lanes = [0.0f32; LANES];
+        for chunk in scores.chunks_mut(LANES) {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                let distance = *x - highest;
+                // A score that is not a number must not become one.
+                *x = if distance.is_nan() { distance } else { exp(distance) };
+                *lane += *x;
+            }
+        }
+        self.sum = self.sum * before + lanes.iter().sum::<f32>();
+        self.highest = highest;
+        sums.iter_mut().for_each(|x| *x *= before);
+    }
+}
+
+/// The highest of some scores.
 #[inline(always)]
-fn softmax(row: &mut [f32]) {
-    let highest = row.iter().fold(f32::NEG_INFINITY, |highest, x| highest.max(*x));
-    let mut lanes = [0.0f32; 16];
-    for chunk in row.chunks_mut(16) {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            // A score that is not a number must not become one.
-            *x = if x.is_nan() { *x } else { exp(*x - highest) };
-            *lane += *x;
-        }
+fn highest(scores: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in scores.chunks(LANES) {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
     }
-    let scale = 1.0 / lanes.iter().sum::<f32>();
-    row.iter_mut().for_each(|x| *x *= scale);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::host::ComputeDtype;
-    use proptest::prelude::*;
-
-    fn in_f64(q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Vec<f64> {
-        let Heads { query, key_value, width } = heads;
-        let (q_stride, k_stride) = (query * width, key_value * width);
-        let mut out = Vec::new();
-        for q in q.chunks(q_stride) {
-            for head in 0..query {
-                let shared = head / (query / key_value);
-                let slice = |x: &[f32], i: usize| -> Vec<f64> {
-                    x[i * k_stride + shared * width..][..width].iter().map(|x| f64::from(*x)).collect()
-                };
-                let keys = k.len() / k_stride;
-                let scores: Vec<f64> = (0..keys)
-                    .map(|i| {
-                        let dot: f64 =
-                            slice(k, i).iter().zip(&q[head * width..]).map(|(k, q)| k * f64::from(*q)).sum();
-                        (dot / (width as f64).sqrt()).exp()
-                    })
-                    .collect();
-                let total: f64 = scores.iter().sum();
-                for d in 0..width {
-                    out.push((0..keys).map(|i| scores[i] / total * slice(v, i)[d]).sum());
-                }
-            }
-        }
-        out
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn agrees_with_f64_and_with_each_row_alone(
-            tokens in 1usize..40, keys in 1usize..70, key_value in 1usize..3, group in 1usize..4,
-            half_width in 1usize..12, seed in any::<u64>(),
-        ) {
-            let heads = Heads { query: key_value * group, key_value, width: 2 * half_width };
-            let mut rng = seed | 1;
-            let mut values = |count: usize| -> Vec<f32> {
-                (0..count).map(|_| {
-                    rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    (rng >> 40) as f32 / (1u64 << 22) as f32 - 2.0
-                }).collect()
-            };
-            let q = values(tokens * heads.query * heads.width);
-            let k = values(keys * key_value * heads.width);
-            let v = values(keys * key_value * heads.width);
-            let device = HostDevice::new(std::num::NonZeroUsize::new(2), ComputeDtype::F32).unwrap();
-            let found = attention(&device, &q, &k, &v, heads);
-            for (found, expected) in found.iter().zip(in_f64(&q, &k, &v, heads)) {
-                prop_assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
-            }
-            let row = heads.query * heads.width;
-            let alone = attention(&device, &q[q.len() - row..], &k, &v, heads);
-            prop_assert_eq!(&alone[..], &found[found.len() - row..]);
-        }
-    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }

@@ -1,26 +1,38 @@
 //! A Gemma block: what the VLM and the action expert have in common.
 
-use rayon::prelude::*;
 use tensact_topology::DecoderSizes;
 
-use super::activation::gelu_tanh;
+use super::HostDevice;
 use super::attention::Heads;
-use super::linear::Linear;
+use super::gemm::Rows;
+use super::linear::{GatedLinear, Linear};
 use super::norm::RmsNorm;
 use super::rope::Rotation;
-use super::{HostDevice, vectorise::widest};
 use crate::checkpoint::Checkpoint;
 
 /// The linear layers of one block.
 pub(super) struct DecoderBlock {
     sizes: DecoderSizes,
+    /// Keys and values side by side.
+    kv: Linear,
+    /// What only a block has whose output somebody reads.
+    rest: Option<Rest>,
+}
+
+struct Rest {
     q: Linear,
-    k: Linear,
-    v: Linear,
     o: Linear,
-    gate: Linear,
-    up: Linear,
+    gate_up: GatedLinear,
     down: Linear,
+}
+
+/// What a block is to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// Keys and values only.
+    KeysValues,
 }
 
 /// Name of a block's tensors, and of its two norms.
@@ -42,17 +54,23 @@ impl DecoderBlock {
         checkpoint: &Checkpoint,
         name: &BlockName,
         sizes: DecoderSizes,
+        extent: Extent,
     ) -> Self {
-        let linear = |part: &str| Linear::load(device, checkpoint, &format!("{}.{part}", name.0));
+        let name = |part: &str| format!("{}.{part}", name.0);
+        let linear = |parts: &[&str]| {
+            let names: Vec<String> = parts.iter().map(|part| name(part)).collect();
+            Linear::load(device, checkpoint, &names)
+        };
+        let rest = || Rest {
+            q: linear(&["self_attn.q_proj"]),
+            o: linear(&["self_attn.o_proj"]),
+            gate_up: GatedLinear::load(device, checkpoint, &name("mlp.gate_proj"), &name("mlp.up_proj")),
+            down: linear(&["mlp.down_proj"]),
+        };
         Self {
             sizes,
-            q: linear("self_attn.q_proj"),
-            k: linear("self_attn.k_proj"),
-            v: linear("self_attn.v_proj"),
-            o: linear("self_attn.o_proj"),
-            gate: linear("mlp.gate_proj"),
-            up: linear("mlp.up_proj"),
-            down: linear("mlp.down_proj"),
+            kv: linear(&["self_attn.k_proj", "self_attn.v_proj"]),
+            rest: (extent == Extent::Whole).then(rest),
         }
     }
 
@@ -64,21 +82,26 @@ impl DecoderBlock {
     pub(super) fn keys_values(
         &self,
         device: &HostDevice,
-        normed: &[f32],
+        normed: &Rows,
         rotation: &Rotation,
     ) -> (Vec<f32>, Vec<f32>) {
-        let mut k = self.k.apply(device, normed);
-        rotation.apply(&mut k);
+        let width = self.sizes.kv_width();
+        let both = self.kv.apply(device, normed);
+        let (mut k, mut v) = (Vec::with_capacity(both.len() / 2), Vec::with_capacity(both.len() / 2));
+        for row in both.chunks_exact(2 * width) {
+            k.extend_from_slice(&row[..width]);
+            v.extend_from_slice(&row[width..]);
+        }
+        rotation.apply(device, &mut k);
         device.round(&mut k);
-        let mut v = self.v.apply(device, normed);
         device.round(&mut v);
         (k, v)
     }
 
     /// Queries (rotated) of normalised rows, `[rows, q_width]`, of the compute type.
-    pub(super) fn queries(&self, device: &HostDevice, normed: &[f32], rotation: &Rotation) -> Vec<f32> {
-        let mut q = self.q.apply(device, normed);
-        rotation.apply(&mut q);
+    pub(super) fn queries(&self, device: &HostDevice, normed: &Rows, rotation: &Rotation) -> Vec<f32> {
+        let mut q = self.rest().q.apply(device, normed);
+        rotation.apply(device, &mut q);
         device.round(&mut q);
         q
     }
@@ -88,21 +111,17 @@ impl DecoderBlock {
         &self,
         device: &HostDevice,
         hidden: &mut [f32],
-        mut attended: Vec<f32>,
+        attended: &Rows,
         norms: &[RmsNorm<'_>; 2],
     ) {
-        let width = self.sizes.width;
-        device.round(&mut attended);
-        norms[0].add_residual(hidden, &self.o.apply(device, &attended), width);
-        let normed = norms[1].apply(device, hidden, width);
-        let mut inner = self.gate.apply(device, &normed);
-        let up = self.up.apply(device, &normed);
-        device.pool.install(|| {
-            inner.par_chunks_mut(self.sizes.mlp).zip(up.par_chunks(self.sizes.mlp)).for_each(|(gate, up)| {
-                widest(|| gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = gelu_tanh(*gate) * up));
-                device.round(gate);
-            });
-        });
-        norms[1].add_residual(hidden, &self.down.apply(device, &inner), width);
+        let Rest { o, gate_up, down, .. } = self.rest();
+        o.add_to(device, attended, hidden, Some(&norms[0]));
+        let normed = norms[1].apply(device, hidden, self.sizes.width);
+        let inner = gate_up.apply(device, &normed);
+        down.add_to(device, &inner, hidden, Some(&norms[1]));
+    }
+
+    fn rest(&self) -> &Rest {
+        self.rest.as_ref().expect("a block is asked only for what it was loaded for")
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
 
-use super::attention::attention;
-use super::decoder::{BlockName, DecoderBlock};
+use super::attention::{Segment, Sequence, attention};
+use super::decoder::{BlockName, DecoderBlock, Extent};
 use super::first_step::Following;
+use super::gemm::Rows;
 use super::linear::Linear;
 use super::norm::{Modulation, RmsNorm};
 use super::rope::Rotation;
@@ -72,14 +73,14 @@ impl ExpertSlice {
                 Variant::Pi0 => Norms::Plain(name.norms().map(|n| RmsNorm::load_scale(checkpoint, &n))),
                 Variant::Pi05 => Norms::Adaptive,
             };
-            (DecoderBlock::load(device, checkpoint, &name, sizes.expert), norms)
+            (DecoderBlock::load(device, checkpoint, &name, sizes.expert, Extent::Whole), norms)
         };
         let projection = (layers.end() == depth).then(|| {
             let norm = match sizes.variant {
                 Variant::Pi0 => FinalNorm::Plain(RmsNorm::load_scale(checkpoint, &format!("{EXPERT}.norm"))),
                 Variant::Pi05 => FinalNorm::Adaptive,
             };
-            (norm, Linear::load_with_bias(device, checkpoint, "action_out_proj").in_f32())
+            (norm, Linear::load_in_f32(device, checkpoint, "action_out_proj"))
         });
         Ok(Self {
             device: Arc::clone(device),
@@ -148,11 +149,10 @@ impl ExpertSlice {
         let (k, v) = block.keys_values(&self.device, &normed, &suffix.rotation);
         let q = block.queries(&self.device, &normed, &suffix.rotation);
         let rows = horizon * self.sizes.expert.kv_width();
-        let joined: Vec<KeyValue> = (entries.zip(k.chunks_exact(rows).zip(v.chunks_exact(rows))))
-            .map(|(entry, (k, v))| entry.followed_by(k, v))
-            .collect();
-        let attended = self.attend(block, &q, horizon, joined.iter());
-        block.close(&self.device, hidden.data_mut(), attended, &norms);
+        let own = k.chunks_exact(rows).zip(v.chunks_exact(rows)).map(|(keys, values)| Segment { keys, values });
+        let attended =
+            self.attend(block, &q, horizon, entries.zip(own).map(|(entry, own)| vec![segment(entry), own]));
+        block.close(&self.device, hidden.data_mut(), &attended, &norms);
     }
 
     /// π0's state tokens, `[requests, width]`, through block `index` of the slice: their keys and values are appended
@@ -178,8 +178,8 @@ impl ExpertSlice {
         }
         if self.layers.start() + index + 1 < sizes.layers {
             let q = block.queries(&self.device, &normed, rotation);
-            let attended = self.attend(block, &q, 1, entries.iter().map(|entry| &**entry));
-            block.close(&self.device, hidden.data_mut(), attended, &norms);
+            let attended = self.attend(block, &q, 1, entries.iter().map(|entry| vec![segment(entry)]));
+            block.close(&self.device, hidden.data_mut(), &attended, &norms);
         }
         Ok(())
     }
@@ -198,7 +198,7 @@ impl ExpertSlice {
             FinalNorm::Adaptive => RmsNorm::Adaptive(&rows),
         };
         let width = self.sizes.expert.width;
-        Ok(of_shape(hidden.shape(), norm.apply(&self.device, hidden.data(), width)))
+        Ok(of_shape(hidden.shape(), norm.apply(&self.device, hidden.data(), width).to_values()))
     }
 
     /// Normalised hidden states to velocities `[requests × horizon, action_dim]`, in f32.
@@ -215,7 +215,7 @@ impl ExpertSlice {
                 normed.shape(),
             ));
         }
-        let velocity = projection.apply(&self.device, normed.data());
+        let velocity = projection.apply_in_f32(&self.device, normed.data());
         Ok(of_shape([normed.rows(), projection.outputs()], velocity))
     }
 
@@ -248,14 +248,16 @@ impl ExpertSlice {
         block: &DecoderBlock,
         q: &[f32],
         tokens: usize,
-        entries: impl Iterator<Item = &'a KeyValue>,
-    ) -> Vec<f32> {
-        q.chunks_exact(tokens * self.sizes.expert.q_width())
-            .zip(entries)
-            .flat_map(|(q, entry)| {
-                attention(&self.device, q, entry.keys.data(), entry.values.data(), block.heads())
+        requests: impl Iterator<Item = Vec<Segment<'a>>>,
+    ) -> Rows {
+        let sequences: Vec<Sequence<'_>> = requests
+            .enumerate()
+            .map(|(request, segments)| Sequence {
+                tokens: request * tokens..(request + 1) * tokens,
+                segments,
             })
-            .collect()
+            .collect();
+        attention(&self.device, q, &sequences, block.heads())
     }
 
     /// Action tokens `[requests × horizon, width]` out of noisy actions (first slice) or hidden states.
@@ -338,6 +340,35 @@ impl ExpertStage for ExpertSlice {
         hidden: &Tensor,
         caches: &mut [&mut KvCache],
     ) -> Result<Option<Tensor>, SliceError> {
+        self.device.run(|| self.state_blocks(hidden, caches))
+    }
+
+    fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
+        self.device.run(|| {
+            let actions: Vec<(&Tensor, Step)> = inputs.iter().map(|input| (input.x, input.step)).collect();
+            let hidden = self.blocks(self.action_tokens(&actions)?, inputs)?;
+            let steps: Vec<Step> = inputs.iter().map(|input| input.step).collect();
+            Ok(self.cut(self.output(hidden, &steps)?))
+        })
+    }
+
+    fn follow(
+        self: Arc<Self>,
+        x: Tensor,
+        state: Option<Tensor>,
+        step: Step,
+    ) -> Result<Box<dyn FirstStep>, SliceError> {
+        Ok(Box::new(Following::begin(self, &x, state.as_ref(), step)?))
+    }
+}
+
+impl ExpertSlice {
+    /// State tokens through all blocks of the slice.
+    fn state_blocks(
+        &self,
+        hidden: &Tensor,
+        caches: &mut [&mut KvCache],
+    ) -> Result<Option<Tensor>, SliceError> {
         let mut hidden = self.state_tokens(hidden, caches.len())?;
         for cache in caches.iter() {
             self.check_cache(cache)?;
@@ -350,20 +381,8 @@ impl ExpertStage for ExpertSlice {
         }
         Ok(self.for_the_next_slice(hidden))
     }
+}
 
-    fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
-        let actions: Vec<(&Tensor, Step)> = inputs.iter().map(|input| (input.x, input.step)).collect();
-        let hidden = self.blocks(self.action_tokens(&actions)?, inputs)?;
-        let steps: Vec<Step> = inputs.iter().map(|input| input.step).collect();
-        Ok(self.cut(self.output(hidden, &steps)?))
-    }
-
-    fn follow(
-        self: Arc<Self>,
-        x: Tensor,
-        state: Option<Tensor>,
-        step: Step,
-    ) -> Result<Box<dyn FirstStep>, SliceError> {
-        Ok(Box::new(Following::begin(self, &x, state.as_ref(), step)?))
-    }
+fn segment(entry: &KeyValue) -> Segment<'_> {
+    Segment { keys: entry.keys.data(), values: entry.values.data() }
 }

@@ -52,7 +52,27 @@ impl Following {
 }
 
 impl FirstStep for Following {
-    fn layer(&mut self, mut entry: KeyValue) -> Result<(), SliceError> {
+    fn layer(&mut self, entry: KeyValue) -> Result<(), SliceError> {
+        let device = Arc::clone(&self.slice.device);
+        device.run(|| self.follow(entry))
+    }
+
+    fn finish(self: Box<Self>) -> Result<Followed, SliceError> {
+        let Self { slice, step, actions, state, entries, .. } = *self;
+        if entries.len() != slice.layers.len() {
+            return Err(SliceError::Entries { range: slice.layers, found: entries.len() });
+        }
+        Ok(Followed {
+            output: slice.output(actions, &[step])?,
+            state: state.and_then(|state| slice.for_the_next_slice(state)),
+            cache: KvCache::new(slice.layers, entries).expect("entries of one length, one per layer"),
+        })
+    }
+}
+
+impl Following {
+    /// The next layer, on its entry.
+    fn follow(&mut self, mut entry: KeyValue) -> Result<(), SliceError> {
         let Self { slice, step, actions, state, place, entries } = self;
         let index = entries.len();
         if index == slice.layers.len() {
@@ -71,17 +91,5 @@ impl FirstStep for Following {
         slice.action_layer(index, actions, &place.actions, std::iter::once(&entry));
         entries.push(entry);
         Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<Followed, SliceError> {
-        let Self { slice, step, actions, state, entries, .. } = *self;
-        if entries.len() != slice.layers.len() {
-            return Err(SliceError::Entries { range: slice.layers, found: entries.len() });
-        }
-        Ok(Followed {
-            output: slice.output(actions, &[step])?,
-            state: state.and_then(|state| slice.for_the_next_slice(state)),
-            cache: KvCache::new(slice.layers, entries).expect("entries of one length, one per layer"),
-        })
     }
 }

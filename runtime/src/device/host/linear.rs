@@ -1,58 +1,152 @@
-//! A linear layer over a weight that stays in the checkpoint's mapping.
+//! Linear layers over packed weights, with what follows them.
 
-use rayon::prelude::*;
-
-use super::gemm::{Columns, multiply};
-use super::{ComputeDtype, HostDevice};
+use super::activation::gelu_tanh;
+use super::gemm::{MatrixWriter, Packed, Right, Rounding, Rows, multiply, store};
+use super::norm::RmsNorm;
+use super::{ComputeDtype, HostDevice, vectorise::widest};
 use crate::checkpoint::Checkpoint;
 use crate::tensor_file::StoredTensor;
 
 /// `y = x · weightᵀ (+ bias)`.
 pub(super) struct Linear {
-    weight: StoredTensor,
+    weight: Packed,
     bias: Option<Vec<f32>>,
-    dtype: ComputeDtype,
 }
 
 impl Linear {
-    /// `{name}.weight` without a bias.
-    pub(super) fn load(device: &HostDevice, checkpoint: &Checkpoint, name: &str) -> Self {
-        let weight = flat(checkpoint.tensor(&format!("{name}.weight")));
-        Self { weight, bias: None, dtype: device.dtype() }
+    /// `{name}.weight` of some layers that take the same rows, their outputs side by side; without biases.
+    pub(super) fn load(device: &HostDevice, checkpoint: &Checkpoint, names: &[String]) -> Self {
+        Self { weight: pack(device, checkpoint, names, device.dtype()), bias: None }
     }
 
-    /// `{name}.weight` and `{name}.bias`.
-    pub(super) fn load_with_bias(device: &HostDevice, checkpoint: &Checkpoint, name: &str) -> Self {
-        let bias = Some(checkpoint.tensor(&format!("{name}.bias")).to_f32());
-        Self { bias, ..Self::load(device, checkpoint, name) }
+    /// The same with `{name}.bias`.
+    pub(super) fn load_with_bias(device: &HostDevice, checkpoint: &Checkpoint, names: &[String]) -> Self {
+        Self { bias: Some(biases(checkpoint, names)), ..Self::load(device, checkpoint, names) }
     }
 
-    /// The same layer computed in f32 whatever the device's type: for the small projections at the model's edges.
-    pub(super) fn in_f32(self) -> Self {
-        Self { dtype: ComputeDtype::F32, ..self }
+    /// One layer with a bias, computed in f32 whatever the device's type: for the small projections at the model's edges.
+    pub(super) fn load_in_f32(device: &HostDevice, checkpoint: &Checkpoint, name: &str) -> Self {
+        let names = [name.to_owned()];
+        let weight = pack(device, checkpoint, &names, ComputeDtype::F32);
+        Self { weight, bias: Some(biases(checkpoint, &names)) }
     }
 
     /// Values that one row takes.
     pub(super) fn inputs(&self) -> usize {
-        self.weight.shape()[1]
+        self.weight.inner()
     }
 
     /// Values that one row becomes.
     pub(super) fn outputs(&self) -> usize {
-        self.weight.shape()[0]
+        self.weight.columns()
     }
 
-    /// Applies the layer to rows `[rows, inputs]`, which the caller has rounded to the compute type where that matters.
-    pub(super) fn apply(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
-        let right = Columns::Stored(&self.weight, self.dtype);
-        let mut y = multiply(device, x, self.inputs(), right, self.outputs());
-        if let Some(bias) = &self.bias {
-            device.pool.install(|| {
-                y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-            });
-        }
-        y
+    /// Applies the layer to rows `[rows, inputs]`.
+    pub(super) fn apply(&self, device: &HostDevice, x: &Rows) -> Vec<f32> {
+        store(device, x, &self.weight, &|columns, y| self.add_bias(columns.start, y))
     }
+
+    /// Applies a layer that is computed in f32 to row-major values.
+    pub(super) fn apply_in_f32(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
+        self.apply(device, &Rows::of(device, Rounding::F32, x, self.inputs()))
+    }
+
+    /// Adds what the layer gives to a residual stream `[rows, outputs]`, through the gate of the norm in front of the
+    /// sublayer, if it has one.
+    pub(super) fn add_to(&self, device: &HostDevice, x: &Rows, hidden: &mut [f32], norm: Option<&RmsNorm<'_>>) {
+        let writer = MatrixWriter::new(hidden, self.outputs());
+        multiply(device, x, &self.weight, &|row, columns, y| {
+            self.add_bias(columns.start, y);
+            // SAFETY: `multiply` hands out every element of the result once.
+            #[allow(unsafe_code)]
+            let hidden = unsafe { writer.part(row, columns.clone()) };
+            match norm.and_then(|norm| norm.gate(row)) {
+                None => hidden.iter_mut().zip(&*y).for_each(|(hidden, y)| *hidden += y),
+                Some(gate) => {
+                    for ((hidden, y), gate) in hidden.iter_mut().zip(&*y).zip(&gate[columns]) {
+                        *hidden += gate * y;
+                    }
+                }
+            }
+        });
+    }
+
+    /// `gelu` of what the layer gives, as rows for the next product.
+    pub(super) fn apply_gelu(&self, device: &HostDevice, x: &Rows) -> Rows {
+        let mut out = device.rows(x.rows(), self.outputs());
+        let writer = out.writer();
+        multiply(device, x, &self.weight, &|row, columns, y| {
+            self.add_bias(columns.start, y);
+            widest(|| y.iter_mut().for_each(|y| *y = gelu_tanh(*y)));
+            // SAFETY: `multiply` hands out every element of the result once, in pieces that start at even columns.
+            #[allow(unsafe_code)]
+            unsafe {
+                writer.write(row, columns.start, y);
+            }
+        });
+        out
+    }
+
+    fn add_bias(&self, first: usize, y: &mut [f32]) {
+        if let Some(bias) = &self.bias {
+            y.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+        }
+    }
+}
+
+/// The first half of a gated MLP: `gelu(gate(x)) · up(x)` in one product.
+pub(super) struct GatedLinear {
+    weight: Packed,
+    outputs: usize,
+}
+
+impl GatedLinear {
+    /// `{gate}.weight` and `{up}.weight`.
+    pub(super) fn load(device: &HostDevice, checkpoint: &Checkpoint, gate: &str, up: &str) -> Self {
+        let [gate, up] = [gate, up].map(|name| checkpoint.tensor(&format!("{name}.weight")));
+        Self { weight: Packed::in_turn(device, [gate, up], device.dtype()), outputs: gate.shape()[0] }
+    }
+
+    /// Applies it to rows, and gives rows for the next product.
+    pub(super) fn apply(&self, device: &HostDevice, x: &Rows) -> Rows {
+        let mut out = device.rows(x.rows(), self.outputs);
+        let writer = out.writer();
+        multiply(device, x, &self.weight, &|row, columns, y| {
+            let lines = y.len() / Packed::TURN / 2;
+            widest(|| gate(y));
+            let first = columns.start / 2;
+            let y = &y[..(lines * Packed::TURN).min(self.outputs.saturating_sub(first))];
+            // SAFETY: `multiply` hands out every element of the result once, and two of them make one of these.
+            #[allow(unsafe_code)]
+            unsafe {
+                writer.write(row, first, y);
+            }
+        });
+        out
+    }
+}
+
+/// Multiplies what stands in turn, and moves the products together at the front.
+#[inline(always)]
+fn gate(y: &mut [f32]) {
+    for line in 0..y.len() / Packed::TURN / 2 {
+        for i in 0..Packed::TURN {
+            let at = 2 * line * Packed::TURN + i;
+            y[line * Packed::TURN + i] = gelu_tanh(y[at]) * y[at + Packed::TURN];
+        }
+    }
+}
+
+fn pack(device: &HostDevice, checkpoint: &Checkpoint, names: &[String], dtype: ComputeDtype) -> Packed {
+    let weights: Vec<StoredTensor> =
+        names.iter().map(|name| flat(checkpoint.tensor(&format!("{name}.weight")))).collect();
+    let weights: Vec<&StoredTensor> = weights.iter().collect();
+    let inner = weights[0].shape()[1];
+    Packed::side_by_side(device, &weights, 0..inner, dtype)
+}
+
+fn biases(checkpoint: &Checkpoint, names: &[String]) -> Vec<f32> {
+    names.iter().flat_map(|name| checkpoint.tensor(&format!("{name}.bias")).to_f32()).collect()
 }
 
 /// A weight as a matrix: all dimensions but the first side by side, as a convolution's kernel is.

@@ -14,6 +14,7 @@ mod linear;
 pub(super) mod norm;
 mod prefix;
 pub(super) mod rope;
+mod scratch;
 mod suffix;
 pub(super) mod time;
 pub(super) mod vectorise;
@@ -26,11 +27,14 @@ use std::sync::Arc;
 use rayon::ThreadPool;
 
 pub use expert::ExpertSlice;
+pub use gemm::Kernel;
 pub use prefix::PrefixSlice;
 pub use vision::VisionSlice;
 pub(crate) use vision::unfold;
 
 use crate::Tensor;
+use gemm::{Rounding, Rows, Words};
+use scratch::ScratchPool;
 
 /// In which type products take their factors. Sums, norms, softmax and the residual stream are f32 in either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,8 +93,10 @@ const MAX_THREADS: usize = 1024;
 
 /// A pool of threads that runs slices of a policy.
 pub struct HostDevice {
-    pub(super) pool: ThreadPool,
+    pool: ThreadPool,
     dtype: ComputeDtype,
+    kernel: Kernel,
+    scratch: Arc<ScratchPool>,
 }
 
 impl HostDevice {
@@ -99,6 +105,22 @@ impl HostDevice {
     /// # Errors
     /// When there are too many threads, or they cannot be started.
     pub fn new(threads: Option<NonZeroUsize>, dtype: ComputeDtype) -> Result<Arc<Self>, NoThreads> {
+        Self::with_kernel(threads, dtype, Kernel::fastest())
+    }
+
+    /// The same on the instructions that are named, instead of this CPU's fastest.
+    ///
+    /// # Errors
+    /// Likewise.
+    ///
+    /// # Panics
+    /// When this CPU has no such instructions.
+    pub fn with_kernel(
+        threads: Option<NonZeroUsize>,
+        dtype: ComputeDtype,
+        kernel: Kernel,
+    ) -> Result<Arc<Self>, NoThreads> {
+        assert!(Kernel::available().contains(&kernel), "this CPU has no {kernel:?}");
         let threads = threads.map_or_else(
             || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             NonZeroUsize::get,
@@ -111,7 +133,7 @@ impl HostDevice {
             .thread_name(|index| format!("host-{index}"))
             .build()
             .map_err(|source| NoThreads::Refused { threads, source })?;
-        Ok(Arc::new(Self { pool, dtype }))
+        Ok(Arc::new(Self { pool, dtype, kernel, scratch: Arc::default() }))
     }
 
     /// Number of worker threads.
@@ -122,6 +144,35 @@ impl HostDevice {
     /// In which type products take their factors.
     pub fn dtype(&self) -> ComputeDtype {
         self.dtype
+    }
+
+    /// The instructions that products run on.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// Runs `work` on a thread of the device, where everything that is split over its threads starts without waking one.
+    pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
+    /// How values that enter a product are rounded.
+    fn rounding(&self) -> Rounding {
+        match (self.dtype, self.kernel.words_of_bf16()) {
+            (ComputeDtype::F32, _) => Rounding::F32,
+            (ComputeDtype::Bf16, Words::Single) => Rounding::Bf16AsF32,
+            (ComputeDtype::Bf16, Words::Pair) => Rounding::Bf16Pairs,
+        }
+    }
+
+    /// Rows for a product in the compute type, not written yet.
+    fn rows(&self, rows: usize, width: usize) -> Rows {
+        Rows::unwritten(&self.scratch, self.rounding(), rows, width)
+    }
+
+    /// Row-major values as rows for a product in the compute type.
+    fn rows_of(&self, values: &[f32], width: usize) -> Rows {
+        Rows::of(self, self.rounding(), values, width)
     }
 
     /// Rounds values that are about to enter a product to the compute type.

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::gemm::Rows;
 use super::{HostDevice, vectorise::widest};
 use crate::checkpoint::Checkpoint;
 
@@ -20,21 +21,29 @@ pub(in crate::device) fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// Applies `norm` to every row and rounds the result to the compute type: it is about to enter a product.
+/// Applies `norm` to every row; the results are about to enter a product.
 fn by_row(
     device: &HostDevice,
     x: &[f32],
     width: usize,
     norm: impl Fn(usize, &[f32], &mut [f32]) + Sync,
-) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
-    device.pool.install(|| {
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().for_each(|(row, (y, x))| {
-            widest(|| norm(row, x, y));
-            device.round(y);
-        });
+) -> Rows {
+    let mut rows = device.rows(x.len() / width, width);
+    let writer = rows.writer();
+    device.run(|| {
+        x.par_chunks(width).enumerate().for_each_init(
+            || vec![0.0; width],
+            |y, (row, x)| {
+                widest(|| norm(row, x, y));
+                // SAFETY: every row is written once.
+                #[allow(unsafe_code)]
+                unsafe {
+                    writer.write(row, 0, y);
+                }
+            },
+        );
     });
-    y
+    rows
 }
 
 /// `(x - mean) / √(variance + ε) · weight + bias`.
@@ -50,7 +59,7 @@ impl LayerNorm {
         Self { weight: read("weight"), bias: read("bias") }
     }
 
-    pub(super) fn apply(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
+    pub(super) fn apply(&self, device: &HostDevice, x: &[f32]) -> Rows {
         let width = self.weight.len();
         by_row(device, x, width, |_, x, y| {
             let mean = sum(x, |x| x) / width as f32;
@@ -87,7 +96,7 @@ impl RmsNorm<'_> {
         scale
     }
 
-    pub(super) fn apply(&self, device: &HostDevice, x: &[f32], width: usize) -> Vec<f32> {
+    pub(super) fn apply(&self, device: &HostDevice, x: &[f32], width: usize) -> Rows {
         by_row(device, x, width, |row, x, y| {
             let factor = 1.0 / (sum(x, |x| x * x) / width as f32 + EPSILON).sqrt();
             match self {
@@ -106,18 +115,11 @@ impl RmsNorm<'_> {
         })
     }
 
-    /// `hidden += gate · y`, where this is the norm in front of the sublayer that gave `y`; plain norms have no gate.
-    pub(super) fn add_residual(&self, hidden: &mut [f32], y: &[f32], width: usize) {
+    /// How far the sublayer behind this norm is let through in a row; plain norms have no gate.
+    pub(super) fn gate(&self, row: usize) -> Option<&[f32]> {
         match self {
-            RmsNorm::Plain(_) => hidden.iter_mut().zip(y).for_each(|(hidden, y)| *hidden += y),
-            RmsNorm::Adaptive(rows) => {
-                let both = hidden.chunks_exact_mut(width).zip(y.chunks_exact(width));
-                for ((hidden, y), modulation) in both.zip(*rows) {
-                    for ((hidden, y), gate) in hidden.iter_mut().zip(y).zip(&modulation.gate) {
-                        *hidden += gate * y;
-                    }
-                }
-            }
+            RmsNorm::Plain(_) => None,
+            RmsNorm::Adaptive(rows) => Some(&rows[row].gate),
         }
     }
 }

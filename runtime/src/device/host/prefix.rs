@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tensact_topology::{DecoderSizes, LayerRange, StageKind};
 
 use super::activation::round_to_bf16;
-use super::attention::attention;
-use super::decoder::{BlockName, DecoderBlock};
+use super::attention::{Segment, Sequence, attention};
+use super::decoder::{BlockName, DecoderBlock, Extent};
+use super::gemm::Rows;
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use super::{ComputeDtype, HostDevice, of_shape};
@@ -50,7 +51,9 @@ impl PrefixSlice {
         let block = |layer| {
             let name = BlockName::new(VLM, layer);
             let norms = name.norms().map(|norm| RmsNorm::load_scale(checkpoint, &norm));
-            (DecoderBlock::load(device, checkpoint, &name, sizes), norms)
+            let last = layer + 1 == sizes.layers;
+            let extent = if last { Extent::KeysValues } else { Extent::Whole };
+            (DecoderBlock::load(device, checkpoint, &name, sizes, extent), norms)
         };
         let root = (sizes.width as f32).sqrt();
         Ok(Self {
@@ -68,17 +71,19 @@ impl PrefixSlice {
     }
 
     /// Every sequence attends to itself.
-    fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let (q_width, kv_width) = (self.sizes.q_width(), self.sizes.kv_width());
-        let mut attended = Vec::with_capacity(q.len());
+    fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32]) -> Rows {
+        let width = self.sizes.kv_width();
         let mut start = 0;
-        for length in lengths {
-            let end = start + length;
-            let (q, kv) = (&q[start * q_width..end * q_width], start * kv_width..end * kv_width);
-            attended.extend(attention(&self.device, q, &k[kv.clone()], &v[kv], block.heads()));
-            start = end;
-        }
-        attended
+        let sequences: Vec<Sequence<'_>> = lengths
+            .iter()
+            .map(|length| {
+                let tokens = start..start + length;
+                start = tokens.end;
+                let rows = tokens.start * width..tokens.end * width;
+                Sequence { tokens, segments: vec![Segment { keys: &k[rows.clone()], values: &v[rows] }] }
+            })
+            .collect();
+        attention(&self.device, q, &sequences, block.heads())
     }
 
     fn shape(&self, what: &'static str, expected: String, found: &[usize]) -> SliceError {
@@ -137,7 +142,7 @@ struct Pass {
 
 /// A layer of which only keys and values were computed so far, for all rows of the batch.
 struct Open {
-    normed: Vec<f32>,
+    normed: Rows,
     k: Vec<f32>,
     v: Vec<f32>,
 }
@@ -162,13 +167,28 @@ impl Pass {
         let q = block.queries(&slice.device, &normed, &self.rotation);
         let attended = slice.attend(block, &self.batch.lengths, &q, &k, &v);
         let norms = [RmsNorm::Plain(first), RmsNorm::Plain(second)];
-        block.close(&slice.device, self.batch.hidden.data_mut(), attended, &norms);
+        block.close(&slice.device, self.batch.hidden.data_mut(), &attended, &norms);
     }
 }
 
 impl PrefixPass for Pass {
     /// Hands out keys and values before the rest of the layer runs: whoever waits for them need not wait for it.
     fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
+        let device = Arc::clone(&self.slice.device);
+        device.run(|| self.next())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
+        assert_eq!(self.ran, self.slice.blocks.len(), "a pass is finished when all its layers have run");
+        let device = Arc::clone(&self.slice.device);
+        device.run(|| self.close());
+        Ok((self.slice.layers.end() < self.slice.depth).then_some(self.batch))
+    }
+}
+
+impl Pass {
+    /// Closes the layer that is open, and opens the next one.
+    fn next(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
         self.close();
         let slice = &*self.slice;
         let Some((block, [first, _])) = slice.blocks.get(self.ran) else { return Ok(None) };
@@ -181,12 +201,6 @@ impl PrefixPass for Pass {
             self.open = Some(Open { normed, k, v });
         }
         Ok(Some(entries))
-    }
-
-    fn finish(mut self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
-        assert_eq!(self.ran, self.slice.blocks.len(), "a pass is finished when all its layers have run");
-        self.close();
-        Ok((self.slice.layers.end() < self.slice.depth).then_some(self.batch))
     }
 }
 

@@ -1,5 +1,12 @@
 //! Rotary position embedding in Gemma's form: halves of a head are rotated against each other.
 
+use rayon::prelude::*;
+
+use super::{HostDevice, vectorise::widest};
+
+/// Rows that are worth a task of their own.
+const ROWS: usize = 32;
+
 /// Base of the geometric series of wavelengths.
 const THETA: f32 = 10_000.0;
 
@@ -28,34 +35,41 @@ impl Rotation {
     }
 
     /// Rotates every head of rows `[rows, heads × head_dim]` in place.
-    pub(super) fn apply(&self, x: &mut [f32]) {
+    pub(super) fn apply(&self, device: &HostDevice, x: &mut [f32]) {
         let pairs = self.head_dim / 2;
         let rows = self.cos.len() / pairs;
         if rows == 0 {
             return;
         }
         let width = x.len() / rows;
-        for (row, x) in x.chunks_exact_mut(width).enumerate() {
-            let (cos, sin) = (&self.cos[row * pairs..][..pairs], &self.sin[row * pairs..][..pairs]);
-            for head in x.chunks_exact_mut(self.head_dim) {
-                let (low, high) = head.split_at_mut(pairs);
-                for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-                    (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
-                }
-            }
-        }
+        device.run(|| {
+            x.par_chunks_exact_mut(width).with_min_len(ROWS).enumerate().for_each(|(row, x)| {
+                let (cos, sin) = (&self.cos[row * pairs..][..pairs], &self.sin[row * pairs..][..pairs]);
+                widest(|| x.chunks_exact_mut(self.head_dim).for_each(|head| rotate(head, cos, sin)));
+            });
+        });
+    }
+}
+
+#[inline(always)]
+fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (low, high) = head.split_at_mut(cos.len());
+    for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+        (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::host::ComputeDtype;
 
     #[test]
     fn rotation_keeps_lengths_and_depends_on_distance_only() {
         let rotated = |position| {
             let mut x = vec![0.3, -1.0, 0.5, 2.0];
-            Rotation::new([position].into_iter(), 4).apply(&mut x);
+            let device = HostDevice::new(std::num::NonZeroUsize::new(1), ComputeDtype::F32).unwrap();
+            Rotation::new([position].into_iter(), 4).apply(&device, &mut x);
             x
         };
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();

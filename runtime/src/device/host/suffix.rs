@@ -28,10 +28,10 @@ struct Pi0Embedding {
 
 impl SuffixEmbedding {
     pub(super) fn load(device: &HostDevice, checkpoint: &Checkpoint) -> Self {
-        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name).in_f32();
+        let linear = |name: &str| Linear::load_in_f32(device, checkpoint, name);
         let pi0 = || Pi0Embedding {
             state: linear("state_proj"),
-            mlp_in: ActionTimeMlp::load(checkpoint),
+            mlp_in: ActionTimeMlp::load(device, checkpoint),
             mlp_out: linear("action_time_mlp_out"),
         };
         Self {
@@ -57,7 +57,7 @@ impl ExpertSlice {
         };
         match *states.shape() {
             [requests, width] if width == state.inputs() => {
-                Ok(of_shape([requests, state.outputs()], state.apply(&self.device, states.data())))
+                Ok(of_shape([requests, state.outputs()], state.apply_in_f32(&self.device, states.data())))
             }
             _ => Err(self.shape("states", format!("[requests, {}]", state.inputs()), states.shape())),
         }
@@ -78,7 +78,7 @@ impl ExpertSlice {
             actions.extend_from_slice(x.data());
         }
         let Some(embedding) = &self.embedding else { return Err(self.not_here("the action projection")) };
-        let mut hidden = embedding.action.apply(&self.device, &actions);
+        let mut hidden = embedding.action.apply_in_f32(&self.device, &actions);
         if let Some(Pi0Embedding { mlp_in, mlp_out, .. }) = embedding.pi0.as_deref() {
             hidden = mlp_in.apply_to_actions(&self.device, &hidden);
             let width = self.sizes.expert.width;
@@ -89,7 +89,7 @@ impl ExpertSlice {
                     row.iter_mut().zip(time).for_each(|(x, time)| *x = silu(*x + time));
                 }
             }
-            hidden = mlp_out.apply(&self.device, &hidden);
+            hidden = mlp_out.apply_in_f32(&self.device, &hidden);
         }
         Ok(of_shape([noisy.len() * horizon, self.sizes.expert.width], hidden))
     }

@@ -4,16 +4,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tensact_topology::{LayerRange, Variant};
 
-use super::HostDevice;
+use super::{ComputeDtype, HostDevice};
 use super::activation::silu;
 use super::decoder::BlockName;
-use super::gemm::{Columns, multiply};
+use super::gemm::{Packed, multiply_values};
 use super::linear::Linear;
 use super::norm::Modulation;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::EXPERT;
 use crate::model::flow::Steps;
-use crate::tensor_file::StoredTensor;
 
 /// Numbers of steps whose tables are kept.
 const KEPT_TABLES: usize = 4;
@@ -68,32 +67,34 @@ struct AdaptiveSource {
 /// π0's first MLP layer over an action token beside the time embedding, cut between the two.
 #[derive(Clone)]
 pub(super) struct ActionTimeMlp {
-    weight: Arc<Vec<f32>>,
+    action: Arc<Packed>,
+    time: Arc<Packed>,
     bias: Vec<f32>,
 }
 
 impl ActionTimeMlp {
-    pub(super) fn load(checkpoint: &Checkpoint) -> Self {
-        let tensor = |part| StoredTensor::to_f32(checkpoint.tensor(&format!("action_time_mlp_in.{part}")));
-        Self { weight: Arc::new(tensor("weight")), bias: tensor("bias") }
+    pub(super) fn load(device: &HostDevice, checkpoint: &Checkpoint) -> Self {
+        let weight = checkpoint.tensor("action_time_mlp_in.weight");
+        let half = |inner| Arc::new(Packed::side_by_side(device, &[weight], inner, ComputeDtype::F32));
+        let width = weight.shape()[0];
+        Self {
+            action: half(0..width),
+            time: half(width..2 * width),
+            bias: checkpoint.tensor("action_time_mlp_in.bias").to_f32(),
+        }
     }
 
     /// The action tokens' share, without bias: `[rows, width]` to the same.
     pub(super) fn apply_to_actions(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
-        self.apply(device, x, 0)
+        multiply_values(device, x, &*self.action)
     }
 
     fn apply_to_time(&self, device: &HostDevice, time: &[f32]) -> Vec<f32> {
-        let mut y = self.apply(device, time, self.bias.len());
+        let mut y = multiply_values(device, time, &*self.time);
         for y in y.chunks_exact_mut(self.bias.len()) {
             y.iter_mut().zip(&self.bias).for_each(|(y, b)| *y += b);
         }
         y
-    }
-
-    fn apply(&self, device: &HostDevice, x: &[f32], first_column: usize) -> Vec<f32> {
-        let width = self.bias.len();
-        multiply(device, x, width, Columns::ByColumn(&self.weight[first_column..], 2 * width), width)
     }
 }
 
@@ -106,7 +107,7 @@ impl TimeTables {
         mlp_in: Option<ActionTimeMlp>,
     ) -> Self {
         let sizes = checkpoint.sizes();
-        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name).in_f32();
+        let linear = |name: &str| Linear::load_in_f32(device, checkpoint, name);
         let source = match sizes.variant {
             Variant::Pi0 => Source::Mixed { mlp_in },
             Variant::Pi05 => Source::Adaptive(Box::new(AdaptiveSource {
@@ -162,7 +163,7 @@ impl TimeTables {
                 let AdaptiveSource { time_in, time_out, norms, last } = &**source;
                 let conditions = condition(device, time_in, time_out, &times);
                 let modulations =
-                    |dense: &Linear| Modulation::from_dense(&dense.apply(device, &conditions), self.width);
+                    |dense: &Linear| Modulation::from_dense(&dense.apply_in_f32(device, &conditions), self.width);
                 table.layers.resize_with(steps.count(), Vec::new);
                 for [first, second] in norms {
                     let both = modulations(first).into_iter().zip(modulations(second));
@@ -186,13 +187,13 @@ fn condition(device: &HostDevice, time_in: &Linear, time_out: &Linear, time: &[f
         x.iter_mut().for_each(|x| *x = silu(*x));
         x
     };
-    activated(time_out.apply(device, &activated(time_in.apply(device, time))))
+    activated(time_out.apply_in_f32(device, &activated(time_in.apply_in_f32(device, time))))
 }
 
 /// π0: the time's share of `action_time_mlp_in`, bias included, `[steps, width]`.
 pub(in crate::device) fn mixed_time(device: &HostDevice, checkpoint: &Checkpoint, steps: Steps) -> Vec<f32> {
     let times = embed_steps(steps, checkpoint.sizes().expert.width, checkpoint.config().periods);
-    ActionTimeMlp::load(checkpoint).apply_to_time(device, &times)
+    ActionTimeMlp::load(device, checkpoint).apply_to_time(device, &times)
 }
 
 /// π0.5: `1 + scale`, shift and gate of the adaptive norm `norm` at each step, `[steps, 3 · width]`.
@@ -202,9 +203,9 @@ pub(in crate::device) fn modulation(
     norm: &str,
     steps: Steps,
 ) -> Vec<f32> {
-    let dense = Linear::load_with_bias(device, checkpoint, &format!("{norm}.dense")).in_f32();
+    let dense = Linear::load_in_f32(device, checkpoint, &format!("{norm}.dense"));
     let conditions = conditions(device, checkpoint, steps).concat();
-    let rows = Modulation::from_dense(&dense.apply(device, &conditions), checkpoint.sizes().expert.width);
+    let rows = Modulation::from_dense(&dense.apply_in_f32(device, &conditions), checkpoint.sizes().expert.width);
     rows.into_iter().flat_map(|row| [row.scale, row.shift, row.gate].concat()).collect()
 }
 
@@ -213,7 +214,7 @@ pub(super) fn conditions(device: &HostDevice, checkpoint: &Checkpoint, steps: St
     if checkpoint.sizes().variant == Variant::Pi0 {
         return Vec::new();
     }
-    let load = |name| Linear::load_with_bias(device, checkpoint, name).in_f32();
+    let load = |name| Linear::load_in_f32(device, checkpoint, name);
     let (time_in, time_out) = (load("time_mlp_in"), load("time_mlp_out"));
     let width = checkpoint.sizes().expert.width;
     let times = embed_steps(steps, width, checkpoint.config().periods);

@@ -3,14 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use tensact_topology::{LayerRange, StageKind, VisionSizes};
 
-use super::activation::gelu_tanh;
-use super::attention::{Heads, attention};
+use super::attention::{Heads, Segment, Sequence, attention};
 use super::linear::Linear;
 use super::norm::LayerNorm;
-use super::{HostDevice, of_shape, vectorise::widest};
+use super::{HostDevice, of_shape};
 use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::{PROJECTOR, VISION};
@@ -36,9 +34,8 @@ struct PatchEmbedding {
 
 struct Block {
     norms: [LayerNorm; 2],
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    /// Queries, keys and values side by side.
+    qkv: Linear,
     out: Linear,
     fc1: Linear,
     fc2: Linear,
@@ -56,7 +53,7 @@ impl VisionSlice {
     ) -> Result<Self, SliceError> {
         let sizes = checkpoint.sizes().vision;
         SliceError::check_layers(STAGE, sizes.layers, layers)?;
-        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, name);
+        let linear = |name: &str| Linear::load_with_bias(device, checkpoint, &[name.into()]);
         let position_name = format!("{VISION}.embeddings.position_embedding.weight");
         Ok(Self {
             device: Arc::clone(device),
@@ -75,9 +72,11 @@ impl VisionSlice {
 
     /// Images `[n, 3, S, S]` (first slice) or hidden states `[n, patches, width]` through the whole slice.
     fn run_alike(&self, input: Tensor) -> Result<Tensor, SliceError> {
-        let hidden = if self.embedding.is_some() { self.embed(&input)? } else { input };
-        let hidden = self.blocks(hidden)?;
-        if self.projection.is_some() { self.project(&self.normalise(&hidden)?) } else { Ok(hidden) }
+        self.device.run(|| {
+            let hidden = if self.embedding.is_some() { self.embed(&input)? } else { input };
+            let hidden = self.blocks(hidden)?;
+            if self.projection.is_some() { self.project(&self.normalise(&hidden)?) } else { Ok(hidden) }
+        })
     }
 
     /// Images `[n, 3, S, S]` to patch embeddings with positions, `[n, patches, width]`. `S` may be any multiple of
@@ -93,8 +92,7 @@ impl VisionSlice {
             return Err(self.bad_images(images));
         }
         let grid = side / patch;
-        let mut patches = unfold(images, grid, patch);
-        self.device.round(&mut patches);
+        let patches = self.device.rows_of(&unfold(images, grid, patch), 3 * patch * patch);
         let mut hidden = embedding.patch.apply(&self.device, &patches);
         let positions = resize_positions(&embedding.positions, table_side, grid);
         for hidden in hidden.chunks_exact_mut(positions.len()) {
@@ -123,7 +121,7 @@ impl VisionSlice {
     pub fn normalise(&self, hidden: &Tensor) -> Result<Tensor, SliceError> {
         self.check_hidden(hidden)?;
         let (norm, _) = self.projection.as_ref().ok_or_else(|| self.not_here("the final norm"))?;
-        Ok(of_shape(hidden.shape(), norm.apply(&self.device, hidden.data())))
+        Ok(of_shape(hidden.shape(), norm.apply(&self.device, hidden.data()).to_values()))
     }
 
     /// Normalised hidden states to image tokens `[n, patches, VLM width]`.
@@ -134,7 +132,8 @@ impl VisionSlice {
         self.check_hidden(normed)?;
         let (_, projector) = self.projection.as_ref().ok_or_else(|| self.not_here("the projector"))?;
         let shape = [normed.shape()[0], normed.shape()[1], projector.outputs()];
-        Ok(of_shape(shape, projector.apply(&self.device, normed.data())))
+        let normed = self.device.rows_of(normed.data(), projector.inputs());
+        Ok(of_shape(shape, projector.apply(&self.device, &normed)))
     }
 
     fn check_hidden(&self, hidden: &Tensor) -> Result<(), SliceError> {
@@ -186,47 +185,46 @@ impl VisionStage for VisionSlice {
 impl Block {
     fn load(device: &HostDevice, checkpoint: &Checkpoint, layer: usize) -> Self {
         let name = |part: &str| format!("{VISION}.encoder.layers.{layer}.{part}");
-        let linear = |part: &str| Linear::load_with_bias(device, checkpoint, &name(part));
+        let linear = |parts: &[&str]| {
+            let names: Vec<String> = parts.iter().map(|part| name(part)).collect();
+            Linear::load_with_bias(device, checkpoint, &names)
+        };
         Self {
             norms: ["layer_norm1", "layer_norm2"].map(|norm| LayerNorm::load(checkpoint, &name(norm))),
-            q: linear("self_attn.q_proj"),
-            k: linear("self_attn.k_proj"),
-            v: linear("self_attn.v_proj"),
-            out: linear("self_attn.out_proj"),
-            fc1: linear("mlp.fc1"),
-            fc2: linear("mlp.fc2"),
+            qkv: linear(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+            out: linear(&["self_attn.out_proj"]),
+            fc1: linear(&["mlp.fc1"]),
+            fc2: linear(&["mlp.fc2"]),
         }
     }
 
     /// `image` is the number of values that one image has in `hidden`.
     fn run(&self, device: &HostDevice, hidden: &mut [f32], image: usize, sizes: &VisionSizes) {
         let heads = Heads { query: sizes.heads, key_value: sizes.heads, width: sizes.head_dim() };
-        let normed = self.norms[0].apply(device, hidden);
-        let [q, k, v] = [&self.q, &self.k, &self.v].map(|linear| {
-            let mut y = linear.apply(device, &normed);
-            device.round(&mut y);
-            y
-        });
-        let mut attended = Vec::with_capacity(hidden.len());
-        for ((q, k), v) in q.chunks(image).zip(k.chunks(image)).zip(v.chunks(image)) {
-            attended.extend(attention(device, q, k, v, heads));
-        }
-        device.round(&mut attended);
-        add(hidden, &self.out.apply(device, &attended));
+        let qkv = self.qkv.apply(device, &self.norms[0].apply(device, hidden));
+        let [q, k, v] = thirds(device, &qkv, sizes.width);
+        let sequences: Vec<Sequence<'_>> = (k.chunks(image).zip(v.chunks(image)).enumerate())
+            .map(|(index, (keys, values))| Sequence {
+                tokens: index * image / sizes.width..(index + 1) * image / sizes.width,
+                segments: vec![Segment { keys, values }],
+            })
+            .collect();
+        let attended = attention(device, &q, &sequences, heads);
+        self.out.add_to(device, &attended, hidden, None);
 
-        let mut inner = self.fc1.apply(device, &self.norms[1].apply(device, hidden));
-        device.pool.install(|| {
-            inner.par_chunks_mut(sizes.mlp).for_each(|row| {
-                widest(|| row.iter_mut().for_each(|x| *x = gelu_tanh(*x)));
-                device.round(row);
-            });
-        });
-        add(hidden, &self.fc2.apply(device, &inner));
+        let inner = self.fc1.apply_gelu(device, &self.norms[1].apply(device, hidden));
+        self.fc2.add_to(device, &inner, hidden, None);
     }
 }
 
-fn add(hidden: &mut [f32], y: &[f32]) {
-    hidden.iter_mut().zip(y).for_each(|(hidden, y)| *hidden += y);
+/// What stands side by side in rows of three times `width`, each as rows of its own, of the compute type.
+fn thirds(device: &HostDevice, rows: &[f32], width: usize) -> [Vec<f32>; 3] {
+    std::array::from_fn(|which| {
+        let mut third = Vec::with_capacity(rows.len() / 3);
+        rows.chunks_exact(3 * width).for_each(|row| third.extend(&row[which * width..][..width]));
+        device.round(&mut third);
+        third
+    })
 }
 
 /// Patches as rows, `[n × grid², 3 × patch²]`, in the order of the convolution's kernel.

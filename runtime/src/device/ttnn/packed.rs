@@ -145,7 +145,7 @@ impl Blocks<'_> {
         if rows * columns == 0 {
             return;
         }
-        self.device.pool.install(|| {
+        self.device.run(|| {
             out.par_chunks_mut(size).enumerate().for_each_init(
                 Vec::new,
                 |block: &mut Vec<f32>, (index, out)| {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Floats;
 use crate::device::host::HostDevice;
 use crate::device::host::activation::exp;
-use crate::device::host::gemm::{Columns, multiply_block};
+use crate::device::host::gemm::{Columns, Layout, multiply_values};
 use crate::device::host::vectorise::widest;
 
 /// Query rows that one task computes.
@@ -26,10 +26,10 @@ impl Attention {
     pub(super) fn run(&self, device: &HostDevice) -> Vec<f32> {
         let [_, _, queries, width] = self.q.shape;
         let mut out = vec![0.0; self.q.values.len()];
-        device.pool.install(|| {
+        device.run(|| {
             out.par_chunks_mut(queries * width).enumerate().for_each(|(head, out)| {
                 out.par_chunks_mut(ROWS * width).enumerate().for_each(|(block, out)| {
-                    out.copy_from_slice(&self.block(head, block * ROWS, out.len() / width));
+                    out.copy_from_slice(&self.block(device, head, block * ROWS, out.len() / width));
                 });
             });
         });
@@ -37,14 +37,14 @@ impl Attention {
     }
 
     /// Some query rows of head `head`, counted over the whole batch.
-    fn block(&self, head: usize, first: usize, rows: usize) -> Vec<f32> {
+    fn block(&self, device: &HostDevice, head: usize, first: usize, rows: usize) -> Vec<f32> {
         let [_, heads, queries, width] = self.q.shape;
         let [_, kv_heads, keys, _] = self.k.shape;
         let (batch, shared) = (head / heads, head % heads / (heads / kv_heads));
         let cached = (batch * kv_heads + shared) * keys * width..;
         let q = &self.q.values[(head * queries + first) * width..][..rows * width];
-        let mut scores =
-            multiply_block(q, width, Columns::ByColumn(&self.k.values[cached.clone()], width), 0..keys);
+        let layout = Layout::ByColumn(&self.k.values[cached.clone()], width);
+        let mut scores = multiply_values(device, q, &Columns { inner: width, columns: keys, layout });
         for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
             let mask = self.mask.as_ref().map(|mask| {
                 let batch = if mask.shape[0] == 1 { 0 } else { batch };
@@ -52,7 +52,8 @@ impl Attention {
             });
             widest(|| softmax(scores, mask, self.scale));
         }
-        multiply_block(&scores, keys, Columns::ByRow(&self.v.values[cached], width), 0..width)
+        let layout = Layout::ByRow(&self.v.values[cached], width);
+        multiply_values(device, &scores, &Columns { inner: keys, columns: width, layout })
     }
 }
 

@@ -8,7 +8,7 @@ use super::attention::Attention;
 use super::{Floats, Held, Loaded, rearrange};
 use crate::device::host::HostDevice;
 use crate::device::host::activation::{gelu_tanh, round_to_bf16, silu};
-use crate::device::host::gemm::{Columns, multiply};
+use crate::device::host::gemm::{Columns, Layout, multiply_values};
 use crate::device::host::norm::sum;
 use crate::device::host::vectorise::widest;
 use crate::device::ttnn::bfp8;
@@ -33,7 +33,7 @@ impl Loaded {
 
     /// Changes every row, given by its number, on all threads.
     fn each_row(&self, values: &mut [f32], width: usize, change: impl Fn(usize, &mut [f32]) + Sync) {
-        self.device().pool.install(|| {
+        self.device().run(|| {
             values
                 .par_chunks_mut(width.max(1))
                 .enumerate()
@@ -94,20 +94,15 @@ impl Loaded {
     ) -> Result<Vec<f32>, String> {
         let x = self.floats(x)?;
         let columns = self.program.value(weight).spec.shape[3];
+        let right = |layout| Columns { inner: x.width(), columns, layout };
         let mut y = match self.held(weight)? {
             Held::Weight(weight) => {
                 let write = |row, columns, out: &mut [f32]| weight.read(row, columns, out);
-                multiply(self.device(), &x.values, x.width(), Columns::Written(&write), columns)
+                multiply_values(self.device(), &x.values, &right(Layout::Written(&write)))
             }
             _ => {
                 let weight = self.floats(weight)?;
-                multiply(
-                    self.device(),
-                    &x.values,
-                    x.width(),
-                    Columns::ByRow(&weight.values, columns),
-                    columns,
-                )
+                multiply_values(self.device(), &x.values, &right(Layout::ByRow(&weight.values, columns)))
             }
         };
         let bias = bias.map(|bias| self.floats(bias)).transpose()?;

@@ -131,7 +131,7 @@ impl Entry<'_> {
 /// The hash of the hashes of all chunks, which many threads make.
 fn digest(device: &HostDevice, bytes: &[u8]) -> [u8; 32] {
     let chunks: Vec<[u8; 32]> =
-        device.pool.install(|| bytes.par_chunks(CHUNK).map(|chunk| Sha256::digest(chunk).into()).collect());
+        device.run(|| bytes.par_chunks(CHUNK).map(|chunk| Sha256::digest(chunk).into()).collect());
     Sha256::digest(chunks.concat()).into()
 }
 

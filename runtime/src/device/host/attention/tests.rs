@@ -1,0 +1,118 @@
+use std::num::NonZeroUsize;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::device::host::{ComputeDtype, Kernel};
+
+fn in_f64(q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Vec<f64> {
+    let Heads { query, key_value, width } = heads;
+    let (q_stride, k_stride) = (query * width, key_value * width);
+    let mut out = Vec::new();
+    for q in q.chunks(q_stride) {
+        for head in 0..query {
+            let shared = head / (query / key_value);
+            let slice = |x: &[f32], i: usize| -> Vec<f64> {
+                x[i * k_stride + shared * width..][..width].iter().map(|x| f64::from(*x)).collect()
+            };
+            let keys = k.len() / k_stride;
+            let scores: Vec<f64> = (0..keys)
+                .map(|i| {
+                    let dot: f64 =
+                        slice(k, i).iter().zip(&q[head * width..]).map(|(k, q)| k * f64::from(*q)).sum();
+                    (dot / (width as f64).sqrt()).exp()
+                })
+                .collect();
+            let total: f64 = scores.iter().sum();
+            for d in 0..width {
+                out.push((0..keys).map(|i| scores[i] / total * slice(v, i)[d]).sum());
+            }
+        }
+    }
+    out
+}
+
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = seed | 1;
+    let mut next = || {
+        rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (rng >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// One sequence over one segment.
+fn alone(device: &HostDevice, q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Vec<f32> {
+    let tokens = 0..q.len() / (heads.query * heads.width);
+    let segments = vec![Segment { keys: k, values: v }];
+    attention(device, q, &[Sequence { tokens, segments }], heads).to_values()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn agrees_with_f64(
+        tokens in 1usize..60, keys in 1usize..500, key_value in 1usize..3, group in 1usize..4,
+        half_width in 1usize..40, seed in any::<u64>(),
+    ) {
+        let heads = Heads { query: key_value * group, key_value, width: 2 * half_width };
+        let q = values(tokens * heads.query * heads.width, seed);
+        let [k, v] = [1, 2].map(|i| values(keys * key_value * heads.width, seed ^ (i << 20)));
+        let expected = in_f64(&q, &k, &v, heads);
+        for kernel in Kernel::available() {
+            let device = HostDevice::with_kernel(NonZeroUsize::new(2), ComputeDtype::F32, kernel).unwrap();
+            let found = alone(&device, &q, &k, &v, heads);
+            let far = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            prop_assert!(far < 2e-5, "{kernel:?}: {far}");
+        }
+    }
+
+    #[test]
+    fn same_bits_however_rows_keys_and_sequences_are_split(
+        tokens in 2usize..60, keys in 2usize..500, cut in 1usize..500, group in 1usize..9, seed in any::<u64>(),
+    ) {
+        let heads = Heads { query: group, key_value: 1, width: 24 };
+        let (row, cut) = (group * heads.width, (cut % (keys - 1) + 1) * heads.width);
+        let q = values(tokens * row, seed);
+        let [k, v] = [1, 2].map(|i| values(keys * heads.width, seed ^ (i << 20)));
+        let device = |threads| HostDevice::new(NonZeroUsize::new(threads), ComputeDtype::Bf16).unwrap();
+        let whole = alone(&device(1), &q, &k, &v, heads);
+        let last = alone(&device(3), &q[q.len() - row..], &k, &v, heads);
+        prop_assert!(last == whole[whole.len() - row..], "a row alone");
+
+        let segments = || vec![
+            Segment { keys: &k[..cut], values: &v[..cut] },
+            Segment { keys: &k[cut..], values: &v[cut..] },
+        ];
+        let sequences =
+            [Sequence { tokens: 0..1, segments: segments() }, Sequence { tokens: 1..tokens, segments: segments() }];
+        let split = attention(&device(3), &q, &sequences, heads).to_values();
+        prop_assert!(split == whole, "two sequences over two segments");
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_with_its_row() {
+    let heads = Heads { query: 2, key_value: 1, width: 8 };
+    let (mut q, k, v) = (values(5 * 16, 1), values(300 * 8, 2), values(300 * 8, 3));
+    let device = HostDevice::new(NonZeroUsize::new(1), ComputeDtype::F32).unwrap();
+    let clean = alone(&device, &q, &k, &v, heads);
+    for bad in [f32::NAN, f32::INFINITY] {
+        q[2 * 16..2 * 16 + 8].fill(bad);
+        let spoiled = alone(&device, &q, &k, &v, heads);
+        assert!(spoiled[2 * 16..2 * 16 + 8].iter().all(|x| x.is_nan()), "{bad}");
+        assert!(clean[..2 * 16] == spoiled[..2 * 16] && clean[2 * 16 + 8..] == spoiled[2 * 16 + 8..], "{bad}");
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let heads = Heads { query: 1, key_value: 1, width: 2 };
+    let device = HostDevice::new(NonZeroUsize::new(1), ComputeDtype::F32).unwrap();
+    // The highest score stands in the second block of keys.
+    let mut k = vec![0.0; 400 * 2];
+    k[2 * 300] = 1e4;
+    let v: Vec<f32> = (0..800).map(|i| i as f32).collect();
+    assert_eq!(alone(&device, &[1e3, 0.0], &k, &v, heads), [600.0, 601.0]);
+}
