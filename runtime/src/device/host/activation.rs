@@ -1,5 +1,7 @@
 //! Element-wise functions, written without branches so that they become vector instructions.
 
+use super::vectorise::vectorised;
+
 /// `e^x`, accurate to 2 units in the last place; arguments below -87 give the smallest normal numbers, above 88 the
 /// largest. Reduction and polynomial as in Cephes' `expf` (Moshier).
 #[inline(always)]
@@ -40,6 +42,13 @@ pub(in crate::device) fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
     f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { rounded })
+}
+
+vectorised! {
+    /// See [`round_to_bf16`].
+    pub(in crate::device) fn round_all_to_bf16(values: &mut [f32]) {
+        values.iter_mut().for_each(|value| *value = round_to_bf16(*value));
+    }
 }
 
 /// The nearest bf16's bits; see [`round_to_bf16`].

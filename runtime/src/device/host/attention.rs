@@ -14,10 +14,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::activation::exp;
-use super::gemm::{LANES, PANEL, Panel, Rows, Words, add_panel, aligned, even_pieces, pieces};
-use super::vectorise::widest;
 use super::HostDevice;
+use super::activation::exp;
+use super::gemm::{
+    CHUNK, LANES, PANEL, Panel, Rows, Words, add_panel, aligned, chunks_of, even_pieces, pieces,
+};
+use super::vectorise::vectorised;
 use keys::{BLOCK, KeyBlock, PackedKeys};
 
 /// Query rows that one task takes through the keys: eight tiles.
@@ -69,8 +71,12 @@ pub(super) fn attention(device: &HostDevice, q: &[f32], sequences: &[Sequence<'_
         .enumerate()
         .flat_map(|(sequence, Sequence { tokens, .. })| {
             (0..heads.key_value).flat_map(move |head| {
-                even_pieces(tokens.len() * heads.group(), TASK_ROWS)
-                    .map(move |rows| Task { sequence, head, first_token: tokens.start, rows })
+                even_pieces(tokens.len() * heads.group(), TASK_ROWS).map(move |rows| Task {
+                    sequence,
+                    head,
+                    first_token: tokens.start,
+                    rows,
+                })
             })
         })
         .collect();
@@ -115,22 +121,20 @@ fn attend<'a>(
     let Heads { width, .. } = heads;
     let rows = task.rows.len();
     let padded = width.next_multiple_of(LANES);
-    let queries = aligned(queries, rows * width);
+    let queries = aligned(queries, rows * width.next_multiple_of(CHUNK));
     gather(q, heads, task, bytemuck::cast_slice_mut(queries));
     let scores: &mut [f32] = bytemuck::cast_slice_mut(aligned(scores, rows * BLOCK));
     let sums: &mut [f32] = bytemuck::cast_slice_mut(aligned(sums, rows * padded));
     sums.fill(0.0);
     let mut state = [State { highest: f32::NEG_INFINITY, sum: 0.0 }; TASK_ROWS];
     for block in blocks {
-        let stride = block.keys.next_multiple_of(LANES);
-        let scores = &mut scores[..rows * stride];
+        let keys = block.keys.next_multiple_of(LANES);
         scores.fill(0.0);
-        let by_panel = |lines| product(device, queries, rows, lines, width, stride);
-        by_panel(block.key_lines)(scores);
-        let all = scores.chunks_exact_mut(stride).zip(sums.chunks_exact_mut(padded)).zip(&mut state);
-        all.for_each(|((scores, sums), state)| widest(|| state.see(scores, block.keys, sums)));
+        add_product(device, queries, rows, block.key_lines, width, scores, keys, BLOCK);
+        let all = scores.chunks_exact_mut(BLOCK).zip(sums.chunks_exact_mut(padded)).zip(&mut state);
+        all.for_each(|((scores, sums), state)| see(state, scores, block.keys, sums));
         let shares: &[u32] = bytemuck::cast_slice(scores);
-        product(device, shares, rows, block.value_lines, stride, padded)(sums);
+        add_product(device, shares, rows, block.value_lines, keys, sums, padded, padded);
     }
     for ((row, sums), state) in task.rows.clone().zip(sums.chunks_exact_mut(padded)).zip(&state) {
         let scale = 1.0 / state.sum;
@@ -139,31 +143,40 @@ fn attend<'a>(
     }
 }
 
-/// Adds `x [rows, depth]` times all panels of `lines`, which have `columns` columns, to sums.
-fn product<'a>(
-    device: &'a HostDevice,
-    x: &'a [u32],
+/// Adds the product of `x [rows, inner]`, in chunks, and all panels of `lines` to `sums`: `columns` columns in rows that
+/// are `stride` apart.
+#[allow(clippy::too_many_arguments)] // both operands and the result with their sizes, as any matrix product has them
+fn add_product(
+    device: &HostDevice,
+    x: &[u32],
     rows: usize,
-    lines: &'a [u32],
-    depth: usize,
+    lines: &[u32],
+    inner: usize,
+    sums: &mut [f32],
     columns: usize,
-) -> impl Fn(&mut [f32]) + 'a {
-    move |sums| {
-        for (panel, lines) in pieces(0..columns, PANEL).zip(lines.chunks(depth * PANEL)) {
-            let tiles = Panel { lines, units: panel.len() / LANES, depth, ahead: &[] };
-            add_panel(device.kernel(), Words::Single, x, &tiles, rows, &mut sums[panel.start..], columns);
+    stride: usize,
+) {
+    for (panel, lines) in pieces(0..columns, PANEL).zip(lines.chunks(inner * PANEL)) {
+        for chunk in chunks_of(inner, Words::Single) {
+            let x = &x[chunk.start * rows..];
+            let lines = &lines[chunk.start * panel.len()..chunk.end * panel.len()];
+            let part = Panel { lines, units: panel.len() / LANES, depth: chunk.len(), ahead: &[] };
+            add_panel(device.kernel(), Words::Single, x, &part, rows, &mut sums[panel.start..], stride);
         }
     }
 }
 
-/// The scaled queries of a task, row by row.
+/// The scaled queries of a task, in chunks.
 fn gather(q: &[f32], heads: Heads, task: &Task, queries: &mut [f32]) {
     let Heads { query, width, .. } = heads;
     let scale = 1.0 / (width as f32).sqrt();
-    for (row, out) in task.rows.clone().zip(queries.chunks_exact_mut(width)) {
+    for (index, row) in task.rows.clone().enumerate() {
         let (token, head) = (row / heads.group(), task.head * heads.group() + row % heads.group());
         let q = &q[((task.first_token + token) * query + head) * width..][..width];
-        out.iter_mut().zip(q).for_each(|(out, q)| *out = q * scale);
+        for chunk in chunks_of(width, Words::Single) {
+            let out = &mut queries[chunk.start * task.rows.len() + index * CHUNK..][..chunk.len()];
+            out.iter_mut().zip(&q[chunk]).for_each(|(out, q)| *out = q * scale);
+        }
     }
 }
 
@@ -175,15 +188,14 @@ struct State {
     sum: f32,
 }
 
-impl State {
+vectorised! {
     /// Turns the scores of a block into shares relative to the highest score so far, and what was summed before with
     /// them; zero behind the last key.
-    #[inline(always)]
-    fn see(&mut self, scores: &mut [f32], keys: usize, sums: &mut [f32]) {
+    fn see(state: &mut State, scores: &mut [f32], keys: usize, sums: &mut [f32]) {
         let (scores, padding) = scores.split_at_mut(keys);
         padding.fill(0.0);
-        let highest = highest(scores).max(self.highest);
-        let before = exp(self.highest - highest);
+        let highest = highest(scores).max(state.highest);
+        let before = exp(state.highest - highest);
         let mut lanes = [0.0f32; LANES];
         for chunk in scores.chunks_mut(LANES) {
             for (lane, x) in lanes.iter_mut().zip(chunk) {
@@ -193,8 +205,8 @@ impl State {
                 *lane += *x;
             }
         }
-        self.sum = self.sum * before + lanes.iter().sum::<f32>();
-        self.highest = highest;
+        state.sum = state.sum * before + lanes.iter().sum::<f32>();
+        state.highest = highest;
         sums.iter_mut().for_each(|x| *x *= before);
     }
 }

@@ -149,7 +149,8 @@ impl ExpertSlice {
         let (k, v) = block.keys_values(&self.device, &normed, &suffix.rotation);
         let q = block.queries(&self.device, &normed, &suffix.rotation);
         let rows = horizon * self.sizes.expert.kv_width();
-        let own = k.chunks_exact(rows).zip(v.chunks_exact(rows)).map(|(keys, values)| Segment { keys, values });
+        let own =
+            k.chunks_exact(rows).zip(v.chunks_exact(rows)).map(|(keys, values)| Segment { keys, values });
         let attended =
             self.attend(block, &q, horizon, entries.zip(own).map(|(entry, own)| vec![segment(entry), own]));
         block.close(&self.device, hidden.data_mut(), &attended, &norms);

@@ -3,7 +3,7 @@
 use super::activation::gelu_tanh;
 use super::gemm::{MatrixWriter, Packed, Right, Rounding, Rows, multiply, store};
 use super::norm::RmsNorm;
-use super::{ComputeDtype, HostDevice, vectorise::widest};
+use super::{ComputeDtype, HostDevice, vectorise::vectorised};
 use crate::checkpoint::Checkpoint;
 use crate::tensor_file::StoredTensor;
 
@@ -53,7 +53,13 @@ impl Linear {
 
     /// Adds what the layer gives to a residual stream `[rows, outputs]`, through the gate of the norm in front of the
     /// sublayer, if it has one.
-    pub(super) fn add_to(&self, device: &HostDevice, x: &Rows, hidden: &mut [f32], norm: Option<&RmsNorm<'_>>) {
+    pub(super) fn add_to(
+        &self,
+        device: &HostDevice,
+        x: &Rows,
+        hidden: &mut [f32],
+        norm: Option<&RmsNorm<'_>>,
+    ) {
         let writer = MatrixWriter::new(hidden, self.outputs());
         multiply(device, x, &self.weight, &|row, columns, y| {
             self.add_bias(columns.start, y);
@@ -77,7 +83,7 @@ impl Linear {
         let writer = out.writer();
         multiply(device, x, &self.weight, &|row, columns, y| {
             self.add_bias(columns.start, y);
-            widest(|| y.iter_mut().for_each(|y| *y = gelu_tanh(*y)));
+            gelu(y);
             // SAFETY: `multiply` hands out every element of the result once, in pieces that start at even columns.
             #[allow(unsafe_code)]
             unsafe {
@@ -112,10 +118,9 @@ impl GatedLinear {
         let mut out = device.rows(x.rows(), self.outputs);
         let writer = out.writer();
         multiply(device, x, &self.weight, &|row, columns, y| {
-            let lines = y.len() / Packed::TURN / 2;
-            widest(|| gate(y));
+            gate(y);
             let first = columns.start / 2;
-            let y = &y[..(lines * Packed::TURN).min(self.outputs.saturating_sub(first))];
+            let y = &y[..(y.len() / 2).min(self.outputs.saturating_sub(first))];
             // SAFETY: `multiply` hands out every element of the result once, and two of them make one of these.
             #[allow(unsafe_code)]
             unsafe {
@@ -126,13 +131,30 @@ impl GatedLinear {
     }
 }
 
-/// Multiplies what stands in turn, and moves the products together at the front.
-#[inline(always)]
-fn gate(y: &mut [f32]) {
-    for line in 0..y.len() / Packed::TURN / 2 {
-        for i in 0..Packed::TURN {
-            let at = 2 * line * Packed::TURN + i;
-            y[line * Packed::TURN + i] = gelu_tanh(y[at]) * y[at + Packed::TURN];
+vectorised! {
+    fn gelu(y: &mut [f32]) {
+        y.iter_mut().for_each(|y| *y = gelu_tanh(*y));
+    }
+}
+
+/// Lines whose gates are computed together, so that they fill whole registers.
+const LINES_AT_ONCE: usize = 4;
+
+vectorised! {
+    /// Multiplies what stands in turn, and moves the products together at the front.
+    fn gate(y: &mut [f32]) {
+        const TURN: usize = Packed::TURN;
+        let lines = y.len() / (2 * TURN);
+        for first in (0..lines).step_by(LINES_AT_ONCE) {
+            let count = LINES_AT_ONCE.min(lines - first);
+            let mut gates = [0.0; LINES_AT_ONCE * TURN];
+            let mut values = [0.0; LINES_AT_ONCE * TURN];
+            for (line, both) in y[2 * first * TURN..].chunks_exact(2 * TURN).take(count).enumerate() {
+                gates[line * TURN..][..TURN].copy_from_slice(&both[..TURN]);
+                values[line * TURN..][..TURN].copy_from_slice(&both[TURN..]);
+            }
+            gates.iter_mut().zip(values).for_each(|(gate, value)| *gate = gelu_tanh(*gate) * value);
+            y[first * TURN..][..count * TURN].copy_from_slice(&gates[..count * TURN]);
         }
     }
 }

@@ -178,9 +178,7 @@ impl HostDevice {
     /// Rounds values that are about to enter a product to the compute type.
     fn round(&self, values: &mut [f32]) {
         if self.dtype == ComputeDtype::Bf16 {
-            vectorise::widest(|| {
-                values.iter_mut().for_each(|value| *value = activation::round_to_bf16(*value))
-            });
+            activation::round_all_to_bf16(values);
         }
     }
 }

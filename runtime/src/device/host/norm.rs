@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::gemm::Rows;
-use super::{HostDevice, vectorise::widest};
+use super::{HostDevice, vectorise::vectorised};
 use crate::checkpoint::Checkpoint;
 
 /// Added to the variance by SigLIP's and Gemma's norms alike.
@@ -34,7 +34,7 @@ fn by_row(
         x.par_chunks(width).enumerate().for_each_init(
             || vec![0.0; width],
             |y, (row, x)| {
-                widest(|| norm(row, x, y));
+                norm(row, x, y);
                 // SAFETY: every row is written once.
                 #[allow(unsafe_code)]
                 unsafe {
@@ -61,14 +61,28 @@ impl LayerNorm {
 
     pub(super) fn apply(&self, device: &HostDevice, x: &[f32]) -> Rows {
         let width = self.weight.len();
-        by_row(device, x, width, |_, x, y| {
-            let mean = sum(x, |x| x) / width as f32;
-            let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
-            let scale = 1.0 / (variance + EPSILON).sqrt();
-            for (((y, x), w), b) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
-                *y = (x - mean) * scale * w + b;
-            }
-        })
+        by_row(device, x, width, |_, x, y| layer_norm(x, &self.weight, &self.bias, y))
+    }
+}
+
+vectorised! {
+    fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        let mean = sum(x, |x| x) / x.len() as f32;
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / x.len() as f32;
+        let scale = 1.0 / (variance + EPSILON).sqrt();
+        for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+            *y = (x - mean) * scale * w + b;
+        }
+    }
+}
+
+vectorised! {
+    fn rms_norm(x: &[f32], scale: &[f32], shift: Option<&[f32]>, y: &mut [f32]) {
+        let factor = 1.0 / (sum(x, |x| x * x) / x.len() as f32 + EPSILON).sqrt();
+        y.iter_mut().zip(x).zip(scale).for_each(|((y, x), scale)| *y = x * factor * scale);
+        if let Some(shift) = shift {
+            y.iter_mut().zip(shift).for_each(|(y, shift)| *y += shift);
+        }
     }
 }
 
@@ -97,21 +111,9 @@ impl RmsNorm<'_> {
     }
 
     pub(super) fn apply(&self, device: &HostDevice, x: &[f32], width: usize) -> Rows {
-        by_row(device, x, width, |row, x, y| {
-            let factor = 1.0 / (sum(x, |x| x * x) / width as f32 + EPSILON).sqrt();
-            match self {
-                RmsNorm::Plain(scale) => {
-                    y.iter_mut().zip(x).zip(*scale).for_each(|((y, x), scale)| *y = x * factor * scale);
-                }
-                RmsNorm::Adaptive(rows) => {
-                    let modulation = rows[row];
-                    for (((y, x), scale), shift) in
-                        y.iter_mut().zip(x).zip(&modulation.scale).zip(&modulation.shift)
-                    {
-                        *y = x * factor * scale + shift;
-                    }
-                }
-            }
+        by_row(device, x, width, |row, x, y| match self {
+            RmsNorm::Plain(scale) => rms_norm(x, scale, None, y),
+            RmsNorm::Adaptive(rows) => rms_norm(x, &rows[row].scale, Some(&rows[row].shift), y),
         })
     }
 

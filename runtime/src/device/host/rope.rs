@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{HostDevice, vectorise::widest};
+use super::{HostDevice, vectorise::vectorised};
 
 /// Rows that are worth a task of their own.
 const ROWS: usize = 32;
@@ -45,17 +45,20 @@ impl Rotation {
         device.run(|| {
             x.par_chunks_exact_mut(width).with_min_len(ROWS).enumerate().for_each(|(row, x)| {
                 let (cos, sin) = (&self.cos[row * pairs..][..pairs], &self.sin[row * pairs..][..pairs]);
-                widest(|| x.chunks_exact_mut(self.head_dim).for_each(|head| rotate(head, cos, sin)));
+                rotate(x, cos, sin);
             });
         });
     }
 }
 
-#[inline(always)]
-fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (low, high) = head.split_at_mut(cos.len());
-    for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-        (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+vectorised! {
+    fn rotate(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+            }
+        }
     }
 }
 

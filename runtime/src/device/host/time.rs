@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tensact_topology::{LayerRange, Variant};
 
-use super::{ComputeDtype, HostDevice};
 use super::activation::silu;
 use super::decoder::BlockName;
 use super::gemm::{Packed, multiply_values};
 use super::linear::Linear;
 use super::norm::Modulation;
+use super::{ComputeDtype, HostDevice};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::EXPERT;
 use crate::model::flow::Steps;
@@ -162,8 +162,9 @@ impl TimeTables {
             Source::Adaptive(source) => {
                 let AdaptiveSource { time_in, time_out, norms, last } = &**source;
                 let conditions = condition(device, time_in, time_out, &times);
-                let modulations =
-                    |dense: &Linear| Modulation::from_dense(&dense.apply_in_f32(device, &conditions), self.width);
+                let modulations = |dense: &Linear| {
+                    Modulation::from_dense(&dense.apply_in_f32(device, &conditions), self.width)
+                };
                 table.layers.resize_with(steps.count(), Vec::new);
                 for [first, second] in norms {
                     let both = modulations(first).into_iter().zip(modulations(second));
@@ -205,7 +206,8 @@ pub(in crate::device) fn modulation(
 ) -> Vec<f32> {
     let dense = Linear::load_in_f32(device, checkpoint, &format!("{norm}.dense"));
     let conditions = conditions(device, checkpoint, steps).concat();
-    let rows = Modulation::from_dense(&dense.apply_in_f32(device, &conditions), checkpoint.sizes().expert.width);
+    let rows =
+        Modulation::from_dense(&dense.apply_in_f32(device, &conditions), checkpoint.sizes().expert.width);
     rows.into_iter().flat_map(|row| [row.scale, row.shift, row.gate].concat()).collect()
 }
 

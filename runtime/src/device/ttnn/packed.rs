@@ -8,7 +8,6 @@ use rayon::prelude::*;
 use super::bfp8;
 use super::program::{BFP8_BLOCK, Dtype, TILE};
 use crate::device::host::HostDevice;
-use crate::device::host::vectorise::widest;
 
 /// Rows of a matrix that are made at a time: whole tiles.
 const ROWS: usize = 2 * TILE;
@@ -46,18 +45,16 @@ impl Packed {
             Dtype::Bf16 => {
                 let mut values = vec![bf16::ZERO; rows * columns];
                 blocks.each(&mut values, ROWS * columns, |block, out| {
-                    widest(|| out.iter_mut().zip(block).for_each(|(out, x)| *out = to_bf16(*x)));
+                    out.iter_mut().zip(block).for_each(|(out, x)| *out = to_bf16(*x));
                 });
                 Values::Bf16(values)
             }
             Dtype::Bfp8B => {
                 let mut words = vec![0; bfp8::words(rows, columns)];
                 blocks.each(&mut words, bfp8::words(ROWS, columns), |block, out| {
-                    widest(|| {
-                        for (row, values) in block.chunks_exact(columns).enumerate() {
-                            bfp8::encode_row(row, values, out);
-                        }
-                    });
+                    for (row, values) in block.chunks_exact(columns).enumerate() {
+                        bfp8::encode_row(row, values, out);
+                    }
                 });
                 Values::Bfp8B(words)
             }

@@ -6,11 +6,11 @@ use rayon::prelude::*;
 
 use super::{Heads, Segment, Sequence};
 use crate::device::host::HostDevice;
-use crate::device::host::gemm::{LANES, PANEL, pieces};
+use crate::device::host::gemm::{CHUNK, LANES, PANEL, pieces};
 use crate::device::host::scratch::Scratch;
 
-/// Keys of a block: their shares of a row are as deep as a chunk of a product.
-pub(super) const BLOCK: usize = 192;
+/// Keys of a block: their shares of a row are a chunk of the product with the values.
+pub(super) const BLOCK: usize = CHUNK;
 
 /// Keys and values of all key heads of some sequences, packed block by block.
 pub(super) struct PackedKeys {
@@ -57,8 +57,14 @@ impl PackedKeys {
         }
         device.run(|| {
             jobs.into_par_iter().for_each(|(sequence, head, block, room)| {
-                let (key_lines, value_lines) = room.split_at_mut(room.len() * width / (width + padded(width)));
-                let row = Row { segments: &sequence.segments, stride: key_heads * width, first: head * width, width };
+                let (key_lines, value_lines) =
+                    room.split_at_mut(room.len() * width / (width + padded(width)));
+                let row = Row {
+                    segments: &sequence.segments,
+                    stride: key_heads * width,
+                    first: head * width,
+                    width,
+                };
                 pack_keys(&row, block.clone(), key_lines);
                 pack_values(&row, block, value_lines);
             });
@@ -105,7 +111,9 @@ impl<'a> Row<'a> {
         let Row { stride, first, width, .. } = *self;
         self.segments
             .iter()
-            .flat_map(move |segment| segment.keys.chunks_exact(stride).zip(segment.values.chunks_exact(stride)))
+            .flat_map(move |segment| {
+                segment.keys.chunks_exact(stride).zip(segment.values.chunks_exact(stride))
+            })
             .map(move |(key, value)| (&key[first..first + width], &value[first..first + width]))
             .skip(tokens.start)
             .take(tokens.len())

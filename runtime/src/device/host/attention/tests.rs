@@ -102,7 +102,10 @@ fn what_is_not_a_number_stays_with_its_row() {
         q[2 * 16..2 * 16 + 8].fill(bad);
         let spoiled = alone(&device, &q, &k, &v, heads);
         assert!(spoiled[2 * 16..2 * 16 + 8].iter().all(|x| x.is_nan()), "{bad}");
-        assert!(clean[..2 * 16] == spoiled[..2 * 16] && clean[2 * 16 + 8..] == spoiled[2 * 16 + 8..], "{bad}");
+        assert!(
+            clean[..2 * 16] == spoiled[..2 * 16] && clean[2 * 16 + 8..] == spoiled[2 * 16 + 8..],
+            "{bad}"
+        );
     }
 }
 

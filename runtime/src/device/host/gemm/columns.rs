@@ -36,7 +36,13 @@ impl Right for Columns<'_> {
         self.columns
     }
 
-    fn lines<'a>(&'a self, words: Words, panel: usize, chunk: Range<usize>, room: &'a mut [u32]) -> &'a [u32] {
+    fn lines<'a>(
+        &'a self,
+        words: Words,
+        panel: usize,
+        chunk: Range<usize>,
+        room: &'a mut [u32],
+    ) -> &'a [u32] {
         assert_eq!(words, Words::Single, "f32 values take rows in f32");
         let columns = panel * PANEL..((panel + 1) * PANEL).min(self.columns);
         let width = self.units(panel) * LANES;

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 pub(in crate::device) use columns::{Columns, Layout};
 pub use kernel::Kernel;
 use kernel::{Ahead, Tile};
-pub(super) use kernel::{LANES, Words};
+pub(super) use kernel::{CHUNK, LANES, Words};
 pub(in crate::device) use output::MatrixWriter;
 pub(in crate::device) use packed::Packed;
 pub(in crate::device) use rows::{Rounding, Rows};
@@ -33,13 +33,10 @@ use super::HostDevice;
 
 /// Columns of a panel.
 pub(super) const PANEL: usize = kernel::UNITS * LANES;
-/// Words of a chunk: a panel of this depth takes 36 KB and leaves a first-level cache of 48 room for rows. Even, so that
-/// chunks of f32 words start at whole pairs of bf16.
-pub(super) const CHUNK: usize = 192;
-/// Rows of a task at most: a chunk of them takes 300 KB.
-const BLOCK_ROWS: usize = 408;
-/// Panels of a task at most: with all rows their sums take 460 KB.
-const BLOCK_PANELS: usize = 6;
+/// Rows of a task at most: a chunk of them takes 420 KB. The prefix of three cameras is widened by one task, not by two.
+const BLOCK_ROWS: usize = 816;
+/// Panels of a task at most: with all rows their sums take 630 KB.
+const BLOCK_PANELS: usize = 4;
 /// Tasks for each thread, where there is enough work: so that all end at about the same time.
 const TASKS_PER_THREAD: usize = 8;
 
@@ -57,7 +54,8 @@ pub(in crate::device) trait Right: Sync {
     }
 
     /// The lines of words `chunk` of a panel, written to `room` unless they lie ready.
-    fn lines<'a>(&'a self, words: Words, panel: usize, chunk: Range<usize>, room: &'a mut [u32]) -> &'a [u32];
+    fn lines<'a>(&'a self, words: Words, panel: usize, chunk: Range<usize>, room: &'a mut [u32])
+    -> &'a [u32];
 
     /// The memory that [`Right::lines`] will read.
     fn ahead(&self, _: Words, _: usize, _: Range<usize>) -> &[u32] {
@@ -84,7 +82,8 @@ pub(in crate::device) fn multiply(device: &HostDevice, x: &Rows, right: &dyn Rig
     device.run(|| {
         blocks.into_par_iter().with_max_len(1).for_each(|(rows, panels)| {
             ROOM.with_borrow_mut(|[sums, lines]| {
-                let sums: &mut [f32] = bytemuck::cast_slice_mut(aligned(sums, rows.len() * panels.len() * PANEL));
+                let sums: &mut [f32] =
+                    bytemuck::cast_slice_mut(aligned(sums, rows.len() * panels.len() * PANEL));
                 sums.fill(0.0);
                 add_block(device.kernel(), x, right, rows.clone(), panels.clone(), sums, lines);
                 let columns = panels.start * PANEL..(panels.end * PANEL).min(right.columns());
@@ -109,15 +108,17 @@ fn add_block(
     let words = x.words();
     let width = panels.len() * PANEL;
     let room = aligned(room, CHUNK * PANEL);
-    for chunk in chunks_of(x.width(), words) {
+    let mut chunks = chunks_of(x.width(), words).peekable();
+    while let Some(chunk) = chunks.next() {
         let x = x.chunk(&chunk, rows.clone());
         for panel in panels.clone() {
-            let ahead = if panel + 1 < panels.end {
-                right.ahead(words, panel + 1, chunk.clone())
+            let next = if panel + 1 < panels.end {
+                Some((panel + 1, &chunk))
             } else {
-                // Of the next chunk; at the last one nothing, or what the next task may begin with.
-                &[]
+                chunks.peek().map(|chunk| (panels.start, chunk))
             };
+            let ahead =
+                next.map(|(panel, chunk)| right.ahead(words, panel, chunk.clone())).unwrap_or_default();
             let tiles = Panel {
                 lines: right.lines(words, panel, chunk.clone(), room),
                 units: right.units(panel),
@@ -140,7 +141,7 @@ pub(super) struct Panel<'a> {
     pub(super) ahead: &'a [u32],
 }
 
-/// Adds the product of rows that lie one behind the other and a panel to `sums`, whose rows are `width` apart.
+/// Adds the product of rows that are [`CHUNK`] words apart and a panel to `sums`, whose rows are `width` apart.
 pub(super) fn add_panel(
     kernel: Kernel,
     words: Words,
@@ -154,7 +155,7 @@ pub(super) fn add_panel(
     let mut ahead = ahead.chunks(depth.div_ceil(4) * LANES);
     for tile in even_pieces(rows, kernel.rows()) {
         let ahead = Ahead(ahead.next().unwrap_or_default());
-        let (x, sums) = (&x[tile.start * depth..], &mut sums[tile.start * width..]);
+        let (x, sums) = (&x[tile.start * CHUNK..], &mut sums[tile.start * width..]);
         kernel.run(words, Tile { x, lines, rows: tile.len(), units, depth, sums, width, ahead });
     }
 }
@@ -188,11 +189,7 @@ pub(super) fn aligned(room: &mut Vec<u32>, words: usize) -> &mut [u32] {
 }
 
 /// The product of row-major values, `[rows, columns]`.
-pub(in crate::device) fn multiply_values(
-    device: &HostDevice,
-    x: &[f32],
-    right: &dyn Right,
-) -> Vec<f32> {
+pub(in crate::device) fn multiply_values(device: &HostDevice, x: &[f32], right: &dyn Right) -> Vec<f32> {
     store(device, &Rows::of(device, Rounding::F32, x, right.inner()), right, &|_, _| ())
 }
 

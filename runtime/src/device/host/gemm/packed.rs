@@ -8,9 +8,9 @@ use safetensors::Dtype;
 
 use super::kernel::{LANES, Words};
 use super::{PANEL, Right};
-use crate::device::host::{ComputeDtype, HostDevice};
 use crate::device::host::activation::bf16_bits;
-use crate::device::host::vectorise::widest;
+use crate::device::host::vectorise::vectorised;
+use crate::device::host::{ComputeDtype, HostDevice};
 use crate::tensor_file::{StoredTensor, widen};
 
 /// Which row of which matrix a column of the packed one is; `None` where it is padding.
@@ -52,7 +52,9 @@ impl Packed {
         matrices: [&StoredTensor; 2],
         dtype: ComputeDtype,
     ) -> Self {
-        let &[rows, inner] = matrices[0].shape() else { unreachable!("weights of linear layers are matrices") };
+        let &[rows, inner] = matrices[0].shape() else {
+            unreachable!("weights of linear layers are matrices")
+        };
         let columns = (0..rows.div_ceil(Self::TURN))
             .flat_map(|turn| (0..2).map(move |matrix| (matrix, turn * Self::TURN)))
             .flat_map(|(matrix, first)| (first..first + Self::TURN).map(move |row| (matrix, row)))
@@ -69,8 +71,7 @@ impl Packed {
         dtype: ComputeDtype,
     ) -> Self {
         let exact_in_bf16 = matrices.iter().all(|matrix| matrix.dtype() == Dtype::BF16);
-        let words =
-            if dtype == ComputeDtype::Bf16 || exact_in_bf16 { Words::Pair } else { Words::Single };
+        let words = if dtype == ComputeDtype::Bf16 || exact_in_bf16 { Words::Pair } else { Words::Single };
         let depth = inner.len().div_ceil(words.values());
         let mut data = Data::new(depth * columns.len().next_multiple_of(LANES));
         device.run(|| {
@@ -82,18 +83,15 @@ impl Packed {
                     read_columns(matrices, &inner, columns, words, &mut lanes);
                     for k in 0..depth {
                         let line = &mut panel[(k * units + unit) * LANES..][..LANES];
-                        line.iter_mut().zip(lanes.chunks_exact(depth)).for_each(|(word, lane)| *word = lane[k]);
+                        line.iter_mut()
+                            .zip(lanes.chunks_exact(depth))
+                            .for_each(|(word, lane)| *word = lane[k]);
                     }
                 }
             });
         });
         matrices.iter().for_each(|matrix| matrix.release());
         Self { words, inner: inner.len(), columns: columns.len(), data }
-    }
-
-    /// Bytes that it takes.
-    pub(in crate::device) fn bytes(&self) -> usize {
-        self.data.as_ref().len() * size_of::<u32>()
     }
 
     /// Words `chunk` of a panel; they lie side by side.
@@ -142,7 +140,13 @@ impl Right for Packed {
         self.columns
     }
 
-    fn lines<'a>(&'a self, words: Words, panel: usize, chunk: Range<usize>, room: &'a mut [u32]) -> &'a [u32] {
+    fn lines<'a>(
+        &'a self,
+        words: Words,
+        panel: usize,
+        chunk: Range<usize>,
+        room: &'a mut [u32],
+    ) -> &'a [u32] {
         if words == self.words {
             return self.stored(panel, chunk);
         }
@@ -151,7 +155,7 @@ impl Right for Packed {
         let pairs = self.stored(panel, chunk.start / 2..chunk.end.div_ceil(2));
         let units = self.units(panel);
         let lines = &mut room[..chunk.len() * units * LANES];
-        widest(|| expand(pairs, units * LANES, lines));
+        expand(pairs, units * LANES, lines);
         lines
     }
 
@@ -164,14 +168,20 @@ impl Right for Packed {
     }
 }
 
-/// Words of two bf16 as twice as many of one f32; `lines` words stand side by side. The last odd one is left out where
-/// there is no room for it.
-#[inline(always)]
-fn expand(pairs: &[u32], lines: usize, out: &mut [u32]) {
-    for (pairs, out) in pairs.chunks_exact(lines).zip(out.chunks_mut(2 * lines)) {
-        let (even, odd) = out.split_at_mut(lines);
-        even.iter_mut().zip(pairs).for_each(|(even, pair)| *even = pair << 16);
-        odd.iter_mut().zip(pairs).for_each(|(odd, pair)| *odd = pair & 0xffff_0000);
+vectorised! {
+    /// Words of two bf16 as twice as many of one f32; `lines` words stand side by side. The last odd one is left out where
+    /// there is no room for it.
+    fn expand(pairs: &[u32], lines: usize, out: &mut [u32]) {
+        for (pairs, out) in pairs.chunks_exact(lines).zip(out.chunks_mut(2 * lines)) {
+            let (even, odd) = out.split_at_mut(lines);
+            if odd.is_empty() {
+                even.iter_mut().zip(pairs).for_each(|(even, pair)| *even = pair << 16);
+            } else {
+                for ((even, odd), pair) in even.iter_mut().zip(odd).zip(pairs) {
+                    (*even, *odd) = (pair << 16, pair & 0xffff_0000);
+                }
+            }
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{CHUNK, chunks_of};
 use super::kernel::Words;
+use super::{CHUNK, chunks_of};
 use crate::device::host::HostDevice;
 use crate::device::host::activation::{bf16_bits, round_to_bf16};
 use crate::device::host::scratch::{Scratch, ScratchPool};
-use crate::device::host::vectorise::widest;
+use crate::device::host::vectorise::vectorised;
 
 /// How values become words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Rounding {
 }
 
 /// Rows of values `[rows, width]` as kernels read them: pieces of [`CHUNK`] words along the width, and in each of them
-/// row after row.
+/// row after row, the last piece filled up with words that nobody reads.
 pub(in crate::device) struct Rows {
     rounding: Rounding,
     rows: usize,
@@ -47,12 +47,17 @@ impl Rows {
         rows: usize,
         width: usize,
     ) -> Self {
-        let words = rows * width.div_ceil(rounding.words().values());
-        Self { rounding, rows, width, data: pool.take(words) }
+        let words = width.div_ceil(rounding.words().values()).next_multiple_of(CHUNK);
+        Self { rounding, rows, width, data: pool.take(rows * words) }
     }
 
     /// Row-major values of the given width.
-    pub(in crate::device) fn of(device: &HostDevice, rounding: Rounding, values: &[f32], width: usize) -> Self {
+    pub(in crate::device) fn of(
+        device: &HostDevice,
+        rounding: Rounding,
+        values: &[f32],
+        width: usize,
+    ) -> Self {
         let mut rows = Self::unwritten(&device.scratch, rounding, values.len() / width, width);
         let writer = rows.writer();
         device.run(|| {
@@ -82,7 +87,7 @@ impl Rows {
         for row in 0..self.rows {
             let end = values.len() + self.width;
             for chunk in chunks_of(self.width, self.words()) {
-                let words = self.chunk(&chunk, row..row + 1);
+                let words = &self.chunk(&chunk, row..row + 1)[..chunk.len()];
                 match self.words() {
                     Words::Single => values.extend(words.iter().map(|word| f32::from_bits(*word))),
                     Words::Pair => values.extend(
@@ -99,21 +104,19 @@ impl Rows {
         self.rounding.words()
     }
 
-    /// Words `chunk` of some rows, row after row. `chunk` is one of [`super::chunks_of`].
+    /// Words `chunk` of some rows, which are [`CHUNK`] words apart. `chunk` is one of [`super::chunks_of`].
     pub(super) fn chunk(&self, chunk: &Range<usize>, rows: Range<usize>) -> &[u32] {
         let start = chunk.start * self.rows;
-        &self.data[start + rows.start * chunk.len()..start + rows.end * chunk.len()]
+        &self.data[start + rows.start * CHUNK..start + rows.end * CHUNK]
     }
 
     /// What threads write through.
     pub(in crate::device) fn writer(&mut self) -> RowsWriter<'_> {
-        let words = self.width.div_ceil(self.words().values());
         RowsWriter {
             data: self.data.as_mut_ptr(),
             rounding: self.rounding,
             rows: self.rows,
             width: self.width,
-            words,
             borrowed: PhantomData,
         }
     }
@@ -125,7 +128,6 @@ pub(in crate::device) struct RowsWriter<'a> {
     rounding: Rounding,
     rows: usize,
     width: usize,
-    words: usize,
     borrowed: PhantomData<&'a mut [u32]>,
 }
 
@@ -146,33 +148,33 @@ impl RowsWriter<'_> {
         let mut word = first / per_word;
         while !values.is_empty() {
             let chunk = word / CHUNK * CHUNK;
-            let depth = CHUNK.min(self.words - chunk);
-            let count = (depth - (word - chunk)).min(values.len().div_ceil(per_word));
+            let count = (CHUNK - (word - chunk)).min(values.len().div_ceil(per_word));
             let (now, later) = values.split_at(values.len().min(count * per_word));
-            let start = chunk * self.rows + row * depth + (word - chunk);
+            let start = chunk * self.rows + row * CHUNK + (word - chunk);
             // SAFETY: `count` words from `start` on belong to this row and chunk, which lie within the rows as asserted
             // above, and nobody else accesses them, as the caller promises.
             let out = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), count) };
-            widest(|| encode(self.rounding, now, out));
+            encode(self.rounding, now, out);
             (values, word) = (later, word + count);
         }
     }
 }
 
-#[inline(always)]
-fn encode(rounding: Rounding, values: &[f32], out: &mut [u32]) {
-    match rounding {
-        Rounding::F32 => out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_bits()),
-        Rounding::Bf16AsF32 => {
-            out.iter_mut().zip(values).for_each(|(out, value)| *out = round_to_bf16(*value).to_bits());
-        }
-        Rounding::Bf16Pairs => {
-            let (pairs, rest) = values.as_chunks::<2>();
-            for (out, [low, high]) in out.iter_mut().zip(pairs) {
-                *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
+vectorised! {
+    fn encode(rounding: Rounding, values: &[f32], out: &mut [u32]) {
+        match rounding {
+            Rounding::F32 => out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_bits()),
+            Rounding::Bf16AsF32 => {
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = round_to_bf16(*value).to_bits());
             }
-            if let ([last], Some(out)) = (rest, out.last_mut()) {
-                *out = bf16_bits(*last).into();
+            Rounding::Bf16Pairs => {
+                let (pairs, rest) = values.as_chunks::<2>();
+                for (out, [low, high]) in out.iter_mut().zip(pairs) {
+                    *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
+                }
+                if let ([last], Some(out)) = (rest, out.last_mut()) {
+                    *out = bf16_bits(*last).into();
+                }
             }
         }
     }

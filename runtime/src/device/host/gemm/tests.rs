@@ -189,7 +189,7 @@ fn a_bad_row_spoils_no_other() {
 #[should_panic(expected = "a tile that its slices do not hold")]
 fn a_tile_that_is_too_short_is_refused() {
     let tile = Tile {
-        x: &[0; 8],
+        x: &[0; CHUNK],
         lines: &[0; 8 * LANES],
         rows: 2,
         units: 1,

@@ -6,7 +6,7 @@ use super::Floats;
 use crate::device::host::HostDevice;
 use crate::device::host::activation::exp;
 use crate::device::host::gemm::{Columns, Layout, multiply_values};
-use crate::device::host::vectorise::widest;
+use crate::device::host::vectorise::vectorised;
 
 /// Query rows that one task computes.
 const ROWS: usize = 64;
@@ -50,33 +50,34 @@ impl Attention {
                 let batch = if mask.shape[0] == 1 { 0 } else { batch };
                 &mask.values[(batch * queries + first + row) * keys..][..keys]
             });
-            widest(|| softmax(scores, mask, self.scale));
+            softmax(scores, mask, self.scale);
         }
         let layout = Layout::ByRow(&self.v.values[cached], width);
         multiply_values(device, &scores, &Columns { inner: keys, columns: width, layout })
     }
 }
 
-#[inline(always)]
-fn softmax(row: &mut [f32], mask: Option<&[f32]>, scale: f32) {
-    row.iter_mut().for_each(|x| *x *= scale);
-    if let Some(mask) = mask {
-        row.iter_mut().zip(mask).for_each(|(x, mask)| *x += mask);
+vectorised! {
+    fn softmax(row: &mut [f32], mask: Option<&[f32]>, scale: f32) {
+        row.iter_mut().for_each(|x| *x *= scale);
+        if let Some(mask) = mask {
+            row.iter_mut().zip(mask).for_each(|(x, mask)| *x += mask);
+        }
+        let highest = row.iter().fold(f32::NEG_INFINITY, |highest, x| highest.max(*x));
+        let mut sum = 0.0;
+        for x in row.iter_mut() {
+            let share = exp(*x - highest);
+            // `exp` has a smallest value; a score that is not a number must not become one.
+            *x = if x.is_nan() {
+                *x
+            } else if *x == f32::NEG_INFINITY {
+                0.0
+            } else {
+                share
+            };
+            sum += *x;
+        }
+        let factor = 1.0 / sum;
+        row.iter_mut().for_each(|x| *x *= factor);
     }
-    let highest = row.iter().fold(f32::NEG_INFINITY, |highest, x| highest.max(*x));
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        let share = exp(*x - highest);
-        // `exp` has a smallest value; a score that is not a number must not become one.
-        *x = if x.is_nan() {
-            *x
-        } else if *x == f32::NEG_INFINITY {
-            0.0
-        } else {
-            share
-        };
-        sum += *x;
-    }
-    let factor = 1.0 / sum;
-    row.iter_mut().for_each(|x| *x *= factor);
 }

@@ -10,7 +10,6 @@ use crate::device::host::HostDevice;
 use crate::device::host::activation::{gelu_tanh, round_to_bf16, silu};
 use crate::device::host::gemm::{Columns, Layout, multiply_values};
 use crate::device::host::norm::sum;
-use crate::device::host::vectorise::widest;
 use crate::device::ttnn::bfp8;
 use crate::device::ttnn::program::{Activation, Dtype, Op, TensorSpec, ValueId};
 
@@ -34,10 +33,7 @@ impl Loaded {
     /// Changes every row, given by its number, on all threads.
     fn each_row(&self, values: &mut [f32], width: usize, change: impl Fn(usize, &mut [f32]) + Sync) {
         self.device().run(|| {
-            values
-                .par_chunks_mut(width.max(1))
-                .enumerate()
-                .for_each(|(index, row)| widest(|| change(index, row)));
+            values.par_chunks_mut(width.max(1)).enumerate().for_each(|(index, row)| change(index, row));
         });
     }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::{
     __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
-use super::{LANES, Tile};
+use super::{CHUNK, LANES, Tile};
 
 /// Half a line: what a register holds.
 const HALF: usize = LANES / 2;
@@ -44,7 +44,7 @@ fn line<const R: usize>(tile: &mut Tile<'_>, unit: usize) {
             let columns = lines.as_ptr().add((k * *units + unit) * LANES).cast::<f32>();
             let columns: [__m256; 2] = [_mm256_loadu_ps(columns), _mm256_loadu_ps(columns.add(HALF))];
             for (r, totals) in totals.iter_mut().enumerate() {
-                let word = _mm256_set1_ps(f32::from_bits(*x.get_unchecked(r * *depth + k)));
+                let word = _mm256_set1_ps(f32::from_bits(*x.get_unchecked(r * CHUNK + k)));
                 for (total, column) in totals.iter_mut().zip(columns) {
                     *total = _mm256_fmadd_ps(word, column, *total);
                 }

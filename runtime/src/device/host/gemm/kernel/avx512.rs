@@ -1,12 +1,11 @@
 //! The kernels with 512-bit vectors: a register holds a line.
 
 use std::arch::x86_64::{
-    __m512bh, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    __m512bh, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::{LANES, Tile, UNITS};
+use super::{CHUNK, LANES, Tile, UNITS};
 
 /// The loop for the number of rows and lines of a tile, with everything unrolled.
 macro_rules! unrolled {
@@ -67,21 +66,26 @@ macro_rules! tile_loop {
                     }
                 }
                 let (mut next, end) = (ahead.0.as_ptr(), ahead.0.as_ptr_range().end);
-                for k in 0..depth {
-                    if k % 4 == 0 && next < end {
-                        _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                        next = next.wrapping_add(LANES);
-                    }
-                    let mut columns = [$line(lines.as_ptr()); V];
-                    for (v, column) in columns.iter_mut().enumerate() {
-                        *column = $line(lines.as_ptr().add((k * V + v) * LANES));
-                    }
+                let mut word_at = |k: usize| {
+                    let columns: [_; V] =
+                        std::array::from_fn(|v| $line(lines.as_ptr().add((k * V + v) * LANES)));
                     for r in 0..R {
-                        let word = $word(*x.get_unchecked(r * depth + k));
+                        let word = $word(*x.get_unchecked(r * CHUNK + k));
                         for v in 0..V {
                             totals[r][v] = $step(totals[r][v], word, columns[v]);
                         }
                     }
+                };
+                for k in (0..depth & !1).step_by(2) {
+                    if k % 4 == 0 && next < end {
+                        _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                        next = next.wrapping_add(LANES);
+                    }
+                    word_at(k);
+                    word_at(k + 1);
+                }
+                if depth % 2 == 1 {
+                    word_at(depth - 1);
                 }
                 for r in 0..R {
                     for v in 0..V {

@@ -18,6 +18,11 @@ pub(in crate::device::host) const LANES: usize = 16;
 /// Most lines that stand side by side at one word: with nine rows they fill 27 of 32 registers with sums.
 pub(super) const UNITS: usize = 3;
 
+/// Words of a chunk, and distance between its rows: a panel of this depth takes 24 KB and leaves a first-level cache of 32
+/// or 48 room for rows. A constant, so that a kernel reaches all its rows from one address. Even, so that chunks of f32 words
+/// start at whole pairs of bf16.
+pub(in crate::device::host) const CHUNK: usize = 128;
+
 /// What a word holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::device) enum Words {
@@ -39,7 +44,7 @@ impl Words {
 
 /// One step of a product: every row times every column, added to what was there.
 pub(in crate::device::host) struct Tile<'a> {
-    /// Word `k` of row `r` at `r · depth + k`.
+    /// Word `k` of row `r` at `r · CHUNK + k`.
     pub(super) x: &'a [u32],
     /// Word `k` of column `c` at `(k · units + c / LANES) · LANES + c % LANES`.
     pub(super) lines: &'a [u32],
@@ -47,7 +52,7 @@ pub(in crate::device::host) struct Tile<'a> {
     pub(super) rows: usize,
     /// Lines side by side, at most [`UNITS`].
     pub(super) units: usize,
-    /// Words.
+    /// Words, at most [`CHUNK`].
     pub(super) depth: usize,
     /// Sum of row `r` and column `c` at `r · width + c`.
     pub(super) sums: &'a mut [f32],
@@ -63,7 +68,8 @@ impl Tile<'_> {
         self.rows > 0
             && (1..=UNITS).contains(&self.units)
             && self.width >= self.units * LANES
-            && self.x.len() >= self.rows * self.depth
+            && self.depth <= CHUNK
+            && self.x.len() >= (self.rows - 1) * CHUNK + self.depth
             && self.lines.len() >= self.depth * self.units * LANES
             && self.sums.len() >= (self.rows - 1) * self.width + self.units * LANES
     }
@@ -116,9 +122,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => std::arch::is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => {
-                Self::Avx512.runs_here() && std::arch::is_x86_feature_detected!("avx512bf16")
-            }
+            Self::Avx512Bf16 => Self::Avx512.runs_here() && std::arch::is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[allow(unreachable_patterns)] // which ones are left depends on the CPU

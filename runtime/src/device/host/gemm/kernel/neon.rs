@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
 
-use super::{LANES, Tile};
+use super::{CHUNK, LANES, Tile};
 
 /// What a register holds.
 const QUARTER: usize = LANES / 4;
@@ -42,7 +42,7 @@ fn line<const R: usize>(tile: &mut Tile<'_>, unit: usize) {
             let columns: [float32x4_t; 4] =
                 std::array::from_fn(|quarter| vld1q_f32(columns.add(quarter * QUARTER)));
             for (r, totals) in totals.iter_mut().enumerate() {
-                let word = vdupq_n_f32(f32::from_bits(*x.get_unchecked(r * *depth + k)));
+                let word = vdupq_n_f32(f32::from_bits(*x.get_unchecked(r * CHUNK + k)));
                 for (total, column) in totals.iter_mut().zip(columns) {
                     *total = vfmaq_f32(*total, word, column);
                 }

@@ -1,6 +1,6 @@
 //! The kernels in plain Rust: what the others are held against, and for CPUs that have none of their instructions.
 
-use super::{LANES, Tile};
+use super::{CHUNK, LANES, Tile};
 
 /// Words of one f32.
 pub(super) fn multiply_add(tile: Tile<'_>) {
@@ -21,7 +21,7 @@ pub(super) fn dot_pairs(tile: Tile<'_>) {
 fn each(tile: Tile<'_>, add: impl Fn(&mut f32, u32, u32)) {
     let Tile { x, lines, rows, units, depth, sums, width, .. } = tile;
     for row in 0..rows {
-        for (x, columns) in x[row * depth..][..depth].iter().zip(lines.chunks_exact(units * LANES)) {
+        for (x, columns) in x[row * CHUNK..][..depth].iter().zip(lines.chunks_exact(units * LANES)) {
             for (sum, w) in sums[row * width..].iter_mut().zip(columns) {
                 add(sum, *x, *w);
             }
