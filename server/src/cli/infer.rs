@@ -130,7 +130,10 @@ impl Infer {
             ..Options::default()
         };
         let runtime = runtime()?;
-        let pipeline = runtime.block_on(Pipeline::host(checkpoint, &options)).map_err(told)?;
+        let spinner = progress::spinner("loading weights");
+        let pipeline = runtime.block_on(Pipeline::host(checkpoint, &options)).map_err(told);
+        spinner.finish_and_clear();
+        let pipeline = pipeline?;
         if *pipeline.statistics() == Source::Nowhere {
             warn("the checkpoint has no statistics: state and actions pass unscaled");
         }
@@ -194,8 +197,10 @@ impl Infer {
         let steps = self.steps.map_or_else(|| Steps::new(sizes.steps), Ok).map_err(told)?;
         let inputs =
             read_inputs(&file, sizes, &checkpoint.config().cameras, steps, self.seed).map_err(told)?;
-        let policy = Policy::load(&self.host.device()?, checkpoint, &Cuts::none(sizes)).map_err(told)?;
-        let spinner = progress::spinner("computing");
+        let device = self.host.device()?;
+        let spinner = progress::spinner("loading weights");
+        let policy = Policy::load(&device, checkpoint, &Cuts::none(sizes)).map_err(told)?;
+        spinner.set_message("computing");
         let (actions, _) = policy.infer(&inputs.samples).map_err(told)?;
         spinner.finish_and_clear();
         let shape = [actions.len(), sizes.horizon, sizes.action_dim];
