@@ -1,5 +1,8 @@
 //! Linear layers over packed weights, with what follows them.
 
+#[cfg(test)]
+mod tests;
+
 use super::activation::gelu_tanh;
 use super::gemm::{MatrixWriter, Packed, Right, Rounding, Rows, multiply, store};
 use super::norm::RmsNorm;
@@ -9,8 +12,8 @@ use crate::tensor_file::StoredTensor;
 
 /// `y = x · weightᵀ (+ bias)`.
 pub(super) struct Linear {
-    weight: Packed,
-    bias: Option<Vec<f32>>,
+    pub(super) weight: Packed,
+    pub(super) bias: Option<Vec<f32>>,
 }
 
 impl Linear {
@@ -110,6 +113,11 @@ impl GatedLinear {
     /// `{gate}.weight` and `{up}.weight`.
     pub(super) fn load(device: &HostDevice, checkpoint: &Checkpoint, gate: &str, up: &str) -> Self {
         let [gate, up] = [gate, up].map(|name| checkpoint.tensor(&format!("{name}.weight")));
+        Self::pack(device, gate, up)
+    }
+
+    /// Two matrices of one shape, `[outputs, inputs]`.
+    pub(super) fn pack(device: &HostDevice, gate: &StoredTensor, up: &StoredTensor) -> Self {
         Self { weight: Packed::in_turn(device, [gate, up], device.dtype()), outputs: gate.shape()[0] }
     }
 

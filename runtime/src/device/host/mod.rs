@@ -11,6 +11,7 @@ mod expert;
 mod first_step;
 pub(super) mod gemm;
 mod linear;
+pub mod measure;
 pub(super) mod norm;
 mod prefix;
 pub(super) mod rope;

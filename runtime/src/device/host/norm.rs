@@ -1,5 +1,8 @@
 //! Layer norm and RMS norm, one pass over each row, in f32.
 
+#[cfg(test)]
+mod tests;
+
 use rayon::prelude::*;
 
 use super::gemm::Rows;
@@ -48,8 +51,8 @@ fn by_row(
 
 /// `(x - mean) / √(variance + ε) · weight + bias`.
 pub(super) struct LayerNorm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
 }
 
 impl LayerNorm {

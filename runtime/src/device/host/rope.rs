@@ -64,15 +64,69 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::device::host::ComputeDtype;
+
+    fn device(threads: usize) -> std::sync::Arc<HostDevice> {
+        HostDevice::new(NonZeroUsize::new(threads), ComputeDtype::F32).unwrap()
+    }
+
+    /// Rows of some heads, in [-1, 1].
+    fn values(count: usize) -> Vec<f32> {
+        (0..count).map(|i| (i as f32 * 0.731).sin()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn rotation_agrees_with_f64(
+            rows in 1usize..80, first in 0usize..1000, heads in 1usize..4, pairs in 1usize..40,
+        ) {
+            let (head_dim, width) = (2 * pairs, 2 * pairs * heads);
+            let x = values(rows * width);
+            let mut found = x.clone();
+            Rotation::new(first..first + rows, head_dim).apply(&device(2), &mut found);
+            for (i, found) in found.iter().enumerate() {
+                let (position, pair) = ((first + i / width) as f64, i % pairs);
+                let angle = position / 10_000f64.powf((2 * pair) as f64 / head_dim as f64);
+                let is_high = i % head_dim >= pairs;
+                let other = f64::from(if is_high { x[i - pairs] } else { x[i + pairs] });
+                let turned = if is_high { other * angle.sin() } else { -other * angle.sin() };
+                let expected = f64::from(x[i]) * angle.cos() + turned;
+                // Angles are f32: their error grows with the position.
+                let bound = 1e-6 + 4e-7 * position;
+                prop_assert!((f64::from(*found) - expected).abs() < bound, "row {} pair {pair}", i / width);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_row_spoils_no_other() {
+        let (rows, heads, head_dim) = (70, 3, 6);
+        let width = heads * head_dim;
+        let rotated = |mut x: Vec<f32>| {
+            Rotation::new(5..5 + rows, head_dim).apply(&device(2), &mut x);
+            x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        let clean = rotated(values(rows * width));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = values(rows * width);
+            x[33 * width..34 * width].fill(bad);
+            let spoiled = rotated(x);
+            assert!(clean[..33 * width] == spoiled[..33 * width], "{bad}: rows before");
+            assert!(clean[34 * width..] == spoiled[34 * width..], "{bad}: rows behind");
+            assert!(spoiled[33 * width..34 * width].iter().all(|x| !f32::from_bits(*x).is_finite()), "{bad}");
+        }
+    }
 
     #[test]
     fn rotation_keeps_lengths_and_depends_on_distance_only() {
         let rotated = |position| {
             let mut x = vec![0.3, -1.0, 0.5, 2.0];
-            let device = HostDevice::new(std::num::NonZeroUsize::new(1), ComputeDtype::F32).unwrap();
-            Rotation::new([position].into_iter(), 4).apply(&device, &mut x);
+            Rotation::new([position].into_iter(), 4).apply(&device(1), &mut x);
             x
         };
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
