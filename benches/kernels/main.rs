@@ -19,7 +19,7 @@ use serde::Serialize;
 use tensact_runtime::device::host::measure;
 use tensact_runtime::device::host::{ComputeDtype, HostDevice, Kernel};
 
-use cases::{Case, EVERY_KERNEL, Prepared, Work, cases};
+use cases::{EVERY_KERNEL, Prepared, Work, cases};
 
 /// How long the kernel and the peak run at least before they take turns.
 const TURN: Duration = Duration::from_millis(20);
