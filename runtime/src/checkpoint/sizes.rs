@@ -145,9 +145,9 @@ impl Ruler<'_> {
             return self.problem(format!("the position table has {table} rows, which is not a square"));
         }
         let heads = config.heads.vision;
-        if !width.is_multiple_of(heads) {
+        if !width.is_multiple_of(heads) || !(width / heads).is_multiple_of(2) {
             return self.problem(format!(
-                "{heads} vision heads do not divide the width {width}: give the head count in dims.json as {{\"vis\": {{\"num_attention_heads\": …}}}}"
+                "{heads} vision heads do not divide the width {width} into heads of even width: give the head count in dims.json as {{\"vis\": {{\"num_attention_heads\": …}}}}"
             ));
         }
         let image = config.image.unwrap_or(table_side * patch);

@@ -22,7 +22,7 @@ use super::gemm::{
 use super::vectorise::vectorised;
 use keys::{BLOCK, KeyBlock, PackedKeys};
 
-/// Query rows that one task takes through the keys: eight tiles.
+/// Query rows that one task takes through the keys: whole tiles of any kernel.
 const TASK_ROWS: usize = 72;
 
 /// How the heads of queries, keys and values lie side by side.
@@ -32,7 +32,7 @@ pub(super) struct Heads {
     pub(super) query: usize,
     /// Key and value heads; each serves `query / key_value` query heads.
     pub(super) key_value: usize,
-    /// Width of a head.
+    /// Width of a head, an even number.
     pub(super) width: usize,
 }
 
@@ -64,7 +64,9 @@ thread_local! {
 /// to the compute type.
 pub(super) fn attention(device: &HostDevice, q: &[f32], sequences: &[Sequence<'_>], heads: Heads) -> Rows {
     let width = heads.query * heads.width;
-    let mut out = device.rows(q.len() / width, width);
+    let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+    assert_eq!(tokens * width, q.len(), "every query token belongs to a sequence");
+    let mut out = device.rows(tokens, width);
     let packed = PackedKeys::new(device, sequences, heads);
     let tasks: Vec<Task> = sequences
         .iter()

@@ -2,12 +2,14 @@
 //! more than what is computed on them.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Pieces that are kept for the next user.
-const KEPT: usize = 16;
+/// Words that are kept for the next user at most: what the MLP of a prefix of four requests takes.
+const KEPT_WORDS: usize = 64 << 20;
+/// How many times larger than what is asked for a piece may be.
+const LARGER: usize = 4;
 
-/// Pieces of memory that nobody uses at present.
+/// Pieces of memory that nobody uses at present, the latest last.
 #[derive(Default)]
 pub(in crate::device) struct ScratchPool(Mutex<Vec<Vec<u32>>>);
 
@@ -15,17 +17,34 @@ impl ScratchPool {
     /// That many words with whatever an earlier user has left in them.
     pub(in crate::device) fn take(self: &Arc<Self>, words: usize) -> Scratch {
         let mut free = self.free();
-        // The smallest that is large enough; else the largest, which grows.
-        let fitting = free.iter().position(|piece| piece.capacity() >= words);
-        let piece = fitting.or(free.len().checked_sub(1)).map(|index| free.remove(index));
+        let fitting = (0..free.len())
+            .filter(|&index| (words..=words.saturating_mul(LARGER)).contains(&free[index].len()))
+            .min_by_key(|&index| free[index].len());
+        let piece = fitting.map(|index| free.remove(index));
         drop(free);
-        let mut piece = piece.unwrap_or_default();
-        piece.resize(words, 0);
-        Scratch { piece, pool: Arc::clone(self) }
+        Scratch { piece: piece.unwrap_or_else(|| vec![0; words]), words, pool: Arc::clone(self) }
     }
 
-    /// The pieces, by growing size. A poisoned list is still a list of whole pieces.
-    fn free(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u32>>> {
+    fn give_back(&self, piece: Vec<u32>) {
+        let mut free = self.free();
+        free.push(piece);
+        let mut kept: usize = free.iter().map(Vec::len).sum();
+        let surplus = free
+            .iter()
+            .take_while(|piece| {
+                let too_much = kept > KEPT_WORDS;
+                kept -= piece.len();
+                too_much
+            })
+            .count();
+        let surplus: Vec<Vec<u32>> = free.drain(..surplus).collect();
+        // Pages go back to the system without the lock.
+        drop(free);
+        drop(surplus);
+    }
+
+    /// A poisoned list is still a list of whole pieces.
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<u32>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -33,6 +52,7 @@ impl ScratchPool {
 /// A piece of memory, given back when it is dropped.
 pub(in crate::device) struct Scratch {
     piece: Vec<u32>,
+    words: usize,
     pool: Arc<ScratchPool>,
 }
 
@@ -40,24 +60,51 @@ impl Deref for Scratch {
     type Target = [u32];
 
     fn deref(&self) -> &[u32] {
-        &self.piece
+        &self.piece[..self.words]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [u32] {
-        &mut self.piece
+        &mut self.piece[..self.words]
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let piece = std::mem::take(&mut self.piece);
-        let mut free = self.pool.free();
-        let index = free.partition_point(|other| other.capacity() < piece.capacity());
-        free.insert(index, piece);
-        if free.len() > KEPT {
-            free.remove(0);
-        }
+        self.pool.give_back(std::mem::take(&mut self.piece));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(pool: &ScratchPool) -> Vec<usize> {
+        pool.free().iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn a_piece_is_used_again_by_whoever_needs_about_as_much() {
+        let pool = Arc::<ScratchPool>::default();
+        pool.take(1000)[0] = 7;
+        assert_eq!(kept(&pool), [1000]);
+        assert_eq!(pool.take(300)[0], 7);
+        assert!(
+            pool.take(200).iter().all(|word| *word == 0),
+            "a small user leaves the large piece to others"
+        );
+        assert!(pool.take(1001).iter().all(|word| *word == 0), "a piece does not grow");
+        assert_eq!(kept(&pool), [1000, 200, 1001]);
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_when_too_much_is_kept() {
+        let pool = Arc::<ScratchPool>::default();
+        let pieces = [KEPT_WORDS / 2, KEPT_WORDS / 4, KEPT_WORDS / 2].map(|words| pool.take(words));
+        drop(pieces);
+        assert_eq!(kept(&pool), [KEPT_WORDS / 4, KEPT_WORDS / 2]);
+        drop(pool.take(2 * KEPT_WORDS));
+        assert!(kept(&pool).is_empty());
     }
 }

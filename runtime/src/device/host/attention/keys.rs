@@ -38,6 +38,7 @@ impl PackedKeys {
             .iter()
             .map(|sequence| {
                 let keys: usize = sequence.segments.iter().map(|s| s.keys.len() / (key_heads * width)).sum();
+                assert!(keys > 0, "a sequence attends to something");
                 let start = words;
                 words += key_heads * words_of(keys, width);
                 (start, keys)
@@ -109,14 +110,17 @@ impl<'a> Row<'a> {
     /// Key and value of some neighbouring tokens, counted over all segments.
     fn of(&self, tokens: Range<usize>) -> impl Iterator<Item = (&'a [f32], &'a [f32])> {
         let Row { stride, first, width, .. } = *self;
+        let mut start = 0;
         self.segments
             .iter()
             .flat_map(move |segment| {
-                segment.keys.chunks_exact(stride).zip(segment.values.chunks_exact(stride))
+                let end = start + segment.keys.len() / stride;
+                let [from, to] =
+                    [tokens.start, tokens.end].map(|token| (token.clamp(start, end) - start) * stride);
+                start = end;
+                segment.keys[from..to].chunks_exact(stride).zip(segment.values[from..to].chunks_exact(stride))
             })
             .map(move |(key, value)| (&key[first..first + width], &value[first..first + width]))
-            .skip(tokens.start)
-            .take(tokens.len())
     }
 }
 

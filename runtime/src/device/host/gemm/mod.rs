@@ -1,6 +1,6 @@
 //! Matrix product on blocks that fit the caches.
 //!
-//! Every element of a result is one chain of multiply-adds over the inner dimension in ascending order, starting at
+//! Every element of a result is one chain of multiply-adds over the inner dimension, word by word, starting at
 //! zero: how rows, columns and threads are split changes no bit (*same-bits*).
 //!
 //! A task computes some rows of some panels of columns. It goes through the inner dimension in chunks: a panel's part of

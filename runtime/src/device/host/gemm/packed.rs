@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -197,7 +197,7 @@ impl Data {
         let map = MmapMut::map_anon(words * size_of::<u32>()).expect("the system has memory for the weights");
         #[cfg(target_os = "linux")]
         // Without large pages it works as well.
-        let _ = map.advise(Advice::HugePage);
+        let _ = map.advise(memmap2::Advice::HugePage);
         Self(Some(map))
     }
 

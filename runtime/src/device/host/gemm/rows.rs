@@ -136,7 +136,8 @@ pub(in crate::device) struct RowsWriter<'a> {
 unsafe impl Sync for RowsWriter<'_> {}
 
 impl RowsWriter<'_> {
-    /// Writes values of a row from column `first` on, an even one.
+    /// Writes values of a row from column `first` on, an even one. An odd number of them ends the row: the other half of
+    /// its last pair becomes zero.
     ///
     /// # Safety
     /// No other thread writes the same values at the same time.

@@ -78,7 +78,7 @@ fn portable() -> usize {
 #[target_feature(enable = "avx2,fma")]
 fn avx2() -> usize {
     let (x, y) = black_box((_mm256_set1_ps(0.5), _mm256_set1_ps(1.0)));
-    let mut sums = [y; CHAINS_OF_16];
+    let mut sums = black_box([y; CHAINS_OF_16]);
     for _ in 0..STEPS {
         for sum in &mut sums {
             *sum = _mm256_fmadd_ps(*sum, x, y);
@@ -92,7 +92,7 @@ fn avx2() -> usize {
 #[target_feature(enable = "avx512f")]
 fn avx512() -> usize {
     let (x, y) = black_box((_mm512_set1_ps(0.5), _mm512_set1_ps(1.0)));
-    let mut sums = [y; CHAINS_OF_32];
+    let mut sums = black_box([y; CHAINS_OF_32]);
     for _ in 0..STEPS {
         for sum in &mut sums {
             *sum = _mm512_fmadd_ps(*sum, x, y);
@@ -109,7 +109,7 @@ fn avx512_bf16() -> usize {
     #[allow(unsafe_code)]
     let halves = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) };
     let (x, y) = black_box((halves, halves));
-    let mut sums = [_mm512_setzero_ps(); CHAINS_OF_32];
+    let mut sums = black_box([_mm512_setzero_ps(); CHAINS_OF_32]);
     for _ in 0..STEPS {
         for sum in &mut sums {
             *sum = _mm512_dpbf16_ps(*sum, x, y);
@@ -123,7 +123,7 @@ fn avx512_bf16() -> usize {
 #[target_feature(enable = "neon")]
 fn neon() -> usize {
     let (x, y) = black_box((vdupq_n_f32(0.5), vdupq_n_f32(0.5)));
-    let mut sums = [y; CHAINS_OF_32];
+    let mut sums = black_box([y; CHAINS_OF_32]);
     for _ in 0..STEPS {
         for sum in &mut sums {
             *sum = vfmaq_f32(*sum, x, y);

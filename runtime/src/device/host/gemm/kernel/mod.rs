@@ -66,6 +66,7 @@ impl Tile<'_> {
     /// Whether every access of a kernel lies within the slices.
     fn is_sound(&self) -> bool {
         self.rows > 0
+            && self.width <= self.sums.len()
             && (1..=UNITS).contains(&self.units)
             && self.width >= self.units * LANES
             && self.depth <= CHUNK
@@ -143,14 +144,14 @@ impl Kernel {
         if self == Self::Avx512Bf16 { Words::Pair } else { Words::Single }
     }
 
-    /// Runs a tile.
+    /// Runs a tile. The kernel is that of a device, whose constructor has seen to it that this CPU has the instructions.
     ///
     /// # Panics
-    /// When a slice of the tile is too short, the CPU has not the instructions, or words are pairs and the kernel has no
-    /// dot products.
+    /// When a slice of the tile is too short, or words are pairs and the kernel has no dot products.
     #[inline]
     pub(super) fn run(self, words: Words, tile: Tile<'_>) {
-        assert!(tile.is_sound() && tile.rows <= self.rows(), "a tile that its slices do not hold");
+        debug_assert!(self.runs_here(), "a device has no kernel that its CPU cannot run");
+        assert!(tile.rows <= self.rows() && tile.is_sound(), "a tile that its slices do not hold");
         match (self, words) {
             (Self::Portable, Words::Single) => portable::multiply_add(tile),
             #[cfg(target_arch = "x86_64")]
@@ -161,8 +162,7 @@ impl Kernel {
             (Self::Avx512Bf16, Words::Pair) => avx512::dot_pairs(tile),
             #[cfg(target_arch = "aarch64")]
             (Self::Neon, Words::Single) => neon::multiply_add(tile),
-            (Self::Portable, Words::Pair) => portable::dot_pairs(tile),
-            _ => unreachable!("a kernel of another CPU, or words that it does not take"),
+            _ => unreachable!("rows are made of words that the kernel of their device takes"),
         }
     }
 }
