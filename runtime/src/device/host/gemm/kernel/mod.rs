@@ -66,13 +66,13 @@ impl Tile<'_> {
     /// Whether every access of a kernel lies within the slices.
     fn is_sound(&self) -> bool {
         self.rows > 0
-            && self.width <= self.sums.len()
             && (1..=UNITS).contains(&self.units)
             && self.width >= self.units * LANES
             && self.depth <= CHUNK
             && self.x.len() >= (self.rows - 1) * CHUNK + self.depth
             && self.lines.len() >= self.depth * self.units * LANES
-            && self.sums.len() >= (self.rows - 1) * self.width + self.units * LANES
+            && self.sums.len()
+                >= (self.rows - 1).saturating_mul(self.width).saturating_add(self.units * LANES)
     }
 }
 
