@@ -5,7 +5,7 @@ use tensact_topology::DecoderSizes;
 use super::HostDevice;
 use super::attention::Heads;
 use super::gemm::Rows;
-use super::linear::{GatedLinear, Linear};
+use super::linear::{GatedLinear, Linear, apart};
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use crate::checkpoint::Checkpoint;
@@ -85,13 +85,7 @@ impl DecoderBlock {
         normed: &Rows,
         rotation: &Rotation,
     ) -> (Vec<f32>, Vec<f32>) {
-        let width = self.sizes.kv_width();
-        let both = self.kv.apply(device, normed);
-        let (mut k, mut v) = (Vec::with_capacity(both.len() / 2), Vec::with_capacity(both.len() / 2));
-        for row in both.chunks_exact(2 * width) {
-            k.extend_from_slice(&row[..width]);
-            v.extend_from_slice(&row[width..]);
-        }
+        let [mut k, mut v] = apart(&self.kv.apply(device, normed), self.sizes.kv_width());
         rotation.apply(device, &mut k);
         device.round(&mut k);
         device.round(&mut v);

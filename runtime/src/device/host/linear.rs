@@ -103,6 +103,15 @@ impl Linear {
     }
 }
 
+/// `N` results of one width that stand side by side in rows, each as rows of its own.
+pub(super) fn apart<const N: usize>(rows: &[f32], width: usize) -> [Vec<f32>; N] {
+    std::array::from_fn(|which| {
+        let mut part = Vec::with_capacity(rows.len() / N);
+        rows.chunks_exact(N * width).for_each(|row| part.extend_from_slice(&row[which * width..][..width]));
+        part
+    })
+}
+
 /// The first half of a gated MLP: `gelu(gate(x)) · up(x)` in one product.
 pub(super) struct GatedLinear {
     weight: Packed,

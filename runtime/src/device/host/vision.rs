@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, StageKind, VisionSizes};
 
 use super::attention::{Heads, Segment, Sequence, attention};
-use super::linear::Linear;
+use super::linear::{Linear, apart};
 use super::norm::LayerNorm;
 use super::{HostDevice, of_shape};
 use crate::Tensor;
@@ -202,7 +202,9 @@ impl Block {
     fn run(&self, device: &HostDevice, hidden: &mut [f32], image: usize, sizes: &VisionSizes) {
         let heads = Heads { query: sizes.heads, key_value: sizes.heads, width: sizes.head_dim() };
         let qkv = self.qkv.apply(device, &self.norms[0].apply(device, hidden));
-        let [q, k, v] = thirds(device, &qkv, sizes.width);
+        let mut parts = apart(&qkv, sizes.width);
+        parts.iter_mut().for_each(|part| device.round(part));
+        let [q, k, v] = parts;
         let sequences: Vec<Sequence<'_>> = (k.chunks(image).zip(v.chunks(image)).enumerate())
             .map(|(index, (keys, values))| Sequence {
                 tokens: index * image / sizes.width..(index + 1) * image / sizes.width,
@@ -215,16 +217,6 @@ impl Block {
         let inner = self.fc1.apply_gelu(device, &self.norms[1].apply(device, hidden));
         self.fc2.add_to(device, &inner, hidden, None);
     }
-}
-
-/// What stands side by side in rows of three times `width`, each as rows of its own, of the compute type.
-fn thirds(device: &HostDevice, rows: &[f32], width: usize) -> [Vec<f32>; 3] {
-    std::array::from_fn(|which| {
-        let mut third = Vec::with_capacity(rows.len() / 3);
-        rows.chunks_exact(3 * width).for_each(|row| third.extend(&row[which * width..][..width]));
-        device.round(&mut third);
-        third
-    })
 }
 
 /// Patches as rows, `[n × grid², 3 × patch²]`, in the order of the convolution's kernel.

@@ -58,8 +58,7 @@ impl PackedKeys {
         }
         device.run(|| {
             jobs.into_par_iter().for_each(|(sequence, head, block, room)| {
-                let (key_lines, value_lines) =
-                    room.split_at_mut(room.len() * width / (width + padded(width)));
+                let (key_lines, value_lines) = room.split_at_mut(padded(block.len()) * width);
                 let row = Row {
                     segments: &sequence.segments,
                     stride: key_heads * width,
@@ -82,8 +81,7 @@ impl PackedKeys {
             // All blocks but the last are whole.
             let words = words_of(block.len(), self.width);
             let data = &self.data[start + words_of(block.start, self.width)..][..words];
-            let (key_lines, value_lines) =
-                data.split_at(words * self.width / (self.width + padded(self.width)));
+            let (key_lines, value_lines) = data.split_at(padded(block.len()) * self.width);
             KeyBlock { keys: block.len(), key_lines, value_lines }
         })
     }

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::kernel::{LANES, Words};
+use super::rows::{Rounding, encode};
 use super::{PANEL, Right};
-use crate::device::host::activation::bf16_bits;
 use crate::device::host::vectorise::vectorised;
 use crate::device::host::{ComputeDtype, HostDevice};
 use crate::tensor_file::{StoredTensor, widen};
@@ -119,15 +119,11 @@ fn read_columns(
         let (width, bytes) = (matrix.shape()[1], matrix.dtype().bitsize() / 8);
         let start = (row * width + inner.start) * bytes;
         widen(matrix.dtype(), &matrix.bytes()[start..start + inner.len() * bytes], &mut values);
-        match words {
-            Words::Single => lane.iter_mut().zip(&values).for_each(|(lane, value)| *lane = value.to_bits()),
-            Words::Pair => {
-                for (lane, values) in lane.iter_mut().zip(values.chunks(2)) {
-                    let high = values.get(1).map_or(0, |value| bf16_bits(*value));
-                    *lane = u32::from(bf16_bits(values[0])) | u32::from(high) << 16;
-                }
-            }
-        }
+        let rounding = match words {
+            Words::Single => Rounding::F32,
+            Words::Pair => Rounding::Bf16Pairs,
+        };
+        encode(rounding, &values, lane);
     }
 }
 

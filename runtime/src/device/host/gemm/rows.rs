@@ -162,7 +162,8 @@ impl RowsWriter<'_> {
 }
 
 vectorised! {
-    fn encode(rounding: Rounding, values: &[f32], out: &mut [u32]) {
+    /// Values as words, the other half of an odd last pair zero.
+    pub(super) fn encode(rounding: Rounding, values: &[f32], out: &mut [u32]) {
         match rounding {
             Rounding::F32 => out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_bits()),
             Rounding::Bf16AsF32 => {
