@@ -10,12 +10,14 @@ use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::device::emulated::{EmulatedExpert, EmulatedPrefix, EmulatedVision};
 use tensact_runtime::device::host::{ComputeDtype, ExpertSlice, PrefixSlice, VisionSlice};
 use tensact_runtime::device::ttnn::program::Numerics;
-use tensact_runtime::device::ttnn::{Chip, Interpreter, TtnnExpert, TtnnPrefix, TtnnVision};
+use tensact_runtime::device::ttnn::{
+    Chip, Destination, Interpreter, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision,
+};
 use tensact_runtime::device::{ExpertStage, Followed, PrefixInput, PrefixStage, StepInput, VisionStage};
 use tensact_runtime::model::flow::Step;
 use tensact_runtime::model::{KeyValue, KvCache};
 use tensact_runtime::policy::Sample;
-use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant, WeightDtype};
+use tensact_topology::{ChipId, LayerRange, ModelSizes, RequestShape, StageKind, Variant, WeightDtype};
 
 use crate::{checkpoint, device};
 
@@ -67,7 +69,7 @@ pub fn interpreted(checkpoint: &Checkpoint, weights: WeightDtype, boundaries: &B
     on_chip(&(chip as _), checkpoint.sizes(), weights, boundaries)
 }
 
-/// Slices on a chip, with weights of this type.
+/// Slices on one chip, with weights of this type. They hand over on the host.
 pub fn on_chip(
     chip: &Arc<dyn Chip>,
     sizes: &ModelSizes,
@@ -75,17 +77,61 @@ pub fn on_chip(
     [vision, prefix, expert]: &Boundaries,
 ) -> Stages {
     let (numerics, request) = (Numerics::of(weights), RequestShape::of(sizes));
-    let chip = || Arc::clone(chip);
+    let (chip, host) = (|| Arc::clone(chip), Destination::Host);
+    let no_chips = PrefixDestinations::default;
     Stages {
         sizes: *sizes,
         vision: ranges(sizes.vision.layers, vision)
-            .map(|range| Arc::new(TtnnVision::load(chip(), sizes, range, numerics, &request).unwrap()) as _)
+            .map(|range| {
+                Arc::new(TtnnVision::load(chip(), sizes, range, numerics, &request, host).unwrap()) as _
+            })
             .collect(),
         prefix: ranges(sizes.vlm.layers, prefix)
-            .map(|range| Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics, &request).unwrap()) as _)
+            .map(|range| {
+                Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics, &request, no_chips()).unwrap()) as _
+            })
             .collect(),
         expert: ranges(sizes.expert.layers, expert)
-            .map(|range| Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request).unwrap()) as _)
+            .map(|range| {
+                Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request, host).unwrap()) as _
+            })
+            .collect(),
+    }
+}
+
+/// Slices on the chips of a board, one behind the other as `chip` gives them, with weights of this type. They hand over
+/// from chip to chip.
+pub fn across(
+    chip: &dyn Fn(ChipId) -> Arc<dyn Chip>,
+    sizes: &ModelSizes,
+    weights: WeightDtype,
+    [vision, prefix, expert]: &Boundaries,
+) -> Stages {
+    let (numerics, request) = (Numerics::of(weights), RequestShape::of(sizes));
+    let chip = |number: usize| chip(ChipId(number as u32));
+    let to = |number: usize| Destination::Chip(ChipId(number as u32));
+    let (towers, vlms) = (vision.len() + 1, prefix.len() + 1);
+    let expert_chips = || ranges(sizes.expert.layers, expert).zip(towers + vlms..);
+    Stages {
+        sizes: *sizes,
+        vision: (ranges(sizes.vision.layers, vision).zip(0..))
+            .map(|(range, at)| {
+                let slice = TtnnVision::load(chip(at), sizes, range, numerics, &request, to(at + 1));
+                Arc::new(slice.unwrap()) as _
+            })
+            .collect(),
+        prefix: (ranges(sizes.vlm.layers, prefix).zip(towers..))
+            .map(|(range, at)| {
+                let caches = expert_chips().map(|(layers, at)| (layers, to(at))).collect();
+                let to = PrefixDestinations { hidden: to(at + 1), caches };
+                Arc::new(TtnnPrefix::load(chip(at), sizes, range, numerics, &request, to).unwrap()) as _
+            })
+            .collect(),
+        expert: expert_chips()
+            .map(|(range, at)| {
+                let slice = TtnnExpert::load(chip(at), sizes, range, numerics, &request, to(at + 1));
+                Arc::new(slice.unwrap()) as _
+            })
             .collect(),
     }
 }
@@ -123,8 +169,9 @@ impl Stages {
         let mut caches: Vec<Vec<KvCache>> =
             self.entries(samples).into_iter().map(|entries| self.hand_over(entries)).collect();
         if self.sizes.variant == Variant::Pi0 {
-            let states = samples.iter().flat_map(|sample| &sample.input.state).copied().collect();
-            let mut states = Tensor::new([samples.len(), self.sizes.state_dim], states).unwrap();
+            let state =
+                |sample: &Sample| Tensor::new([1, self.sizes.state_dim], sample.input.state.clone()).unwrap();
+            let mut states: Vec<Tensor> = samples.iter().map(state).collect();
             for (index, stage) in self.expert.iter().enumerate() {
                 let mut caches: Vec<_> = caches.iter_mut().map(|caches| &mut caches[index]).collect();
                 let Some(next) = stage.cache_state(&states, &mut caches).unwrap() else { break };

@@ -3,21 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot go on has failed
 
+use std::any::Any;
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use safetensors::tensor::TensorView;
 use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::device::StepInput;
-use tensact_runtime::device::ttnn::program::{Numerics, Op, Program};
-use tensact_runtime::device::ttnn::{Chip, ChipError, Interpreter, LoadedProgram};
+use tensact_runtime::device::ttnn::program::{Numerics, Op, Program, TensorSpec, ValueId};
+use tensact_runtime::device::ttnn::{Chip, ChipError, Interpreter, Kept, LoadedProgram};
 use tensact_runtime::model::flow::{Steps, noise};
 use tensact_runtime::policy::{Cuts, Policy, Sample};
 use tensact_runtime::verify::{Closeness, Report, verify_on_chip};
-use tensact_tests::driver::{Boundaries, Stages, everywhere, host, interpreted};
+use tensact_tests::driver::{Boundaries, Stages, across, everywhere, host, interpreted};
 use tensact_tests::{checkpoint, golden, inputs, open};
-use tensact_topology::WeightDtype;
+use tensact_topology::{ChipId, WeightDtype};
 
 const POLICIES: [&str; 2] = ["tiny_pi0", "tiny_pi05"];
 
@@ -63,6 +65,114 @@ fn cuts_and_company_change_nothing() {
             assert_eq!(&whole.cached(std::slice::from_ref(sample))[0], expected, "{policy}, alone");
             assert_eq!(&whole.followed(sample), expected, "{policy}, following the cache");
             assert_eq!(&cut.followed(sample), expected, "{policy}, following the cache, cut everywhere");
+        }
+    }
+}
+
+/// Values that the host read of programs, by name.
+type Reads = Arc<Mutex<BTreeSet<String>>>;
+
+/// An interpreted chip that tells what is read from it.
+struct Watched(Arc<dyn Chip>, Reads);
+
+struct WatchedProgram(Box<dyn LoadedProgram>, Reads);
+
+impl Chip for Watched {
+    fn id(&self) -> ChipId {
+        self.0.id()
+    }
+
+    fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
+        let program = Arc::clone(&self.0).load(program)?;
+        Ok(Box::new(WatchedProgram(program, Arc::clone(&self.1))))
+    }
+}
+
+impl LoadedProgram for WatchedProgram {
+    fn program(&self) -> &Arc<Program> {
+        self.0.program()
+    }
+
+    fn write(&mut self, input: ValueId, values: &[f32]) -> Result<(), ChipError> {
+        self.0.write(input, values)
+    }
+
+    fn write_numbers(&mut self, input: ValueId, numbers: &[u32]) -> Result<(), ChipError> {
+        self.0.write_numbers(input, numbers)
+    }
+
+    fn run(&mut self, segment: usize) -> Result<(), ChipError> {
+        self.0.run(segment)
+    }
+
+    fn read(&mut self, value: ValueId) -> Result<Vec<f32>, ChipError> {
+        let outputs = self.0.program().segments.iter().flat_map(|segment| &segment.outputs);
+        let named = outputs.filter(|(_, id)| *id == value).map(|(name, _)| name.clone());
+        self.1.lock().unwrap().extend(named);
+        self.0.read(value)
+    }
+
+    fn keep(&mut self, value: ValueId, on: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
+        Ok(Arc::new(WatchedTensor(self.0.keep(value, on)?, Arc::clone(&self.1))))
+    }
+
+    fn make_room(&mut self, value: ValueId, on: ChipId, tensors: usize) -> Result<(), ChipError> {
+        self.0.make_room(value, on, tensors)
+    }
+
+    fn fill(&mut self, input: ValueId, from: &dyn Kept) -> Result<(), ChipError> {
+        let watched = (from as &dyn Any).downcast_ref::<WatchedTensor>().unwrap();
+        self.0.fill(input, &*watched.0)
+    }
+}
+
+struct WatchedTensor(Arc<dyn Kept>, Reads);
+
+impl Kept for WatchedTensor {
+    fn spec(&self) -> TensorSpec {
+        self.0.spec()
+    }
+
+    fn read(&self) -> Result<Vec<f32>, ChipError> {
+        self.1.lock().unwrap().insert(format!("a tensor {}", self.0.spec()));
+        self.0.read()
+    }
+}
+
+/// Slices on a chip each that hand over without the host, and what is read of them all the same.
+fn apart(policy: &str, weights: WeightDtype, boundaries: &Boundaries) -> (Stages, Reads) {
+    let checkpoint = checkpoint(policy, "model_openpi_bf16.safetensors");
+    let first = Interpreter::new(&checkpoint, NonZeroUsize::new(2)).unwrap();
+    let reads = Reads::default();
+    let chip = |id| Arc::new(Watched(first.chip(id), Arc::clone(&reads))) as _;
+    (across(&chip, checkpoint.sizes(), weights, boundaries), reads)
+}
+
+/// Chips hand over what they would have handed over on the host: no value is rounded differently, though prefixes keep the
+/// rows that fill up their images. The host reads velocities and nothing else.
+#[test]
+fn chips_hand_over_without_the_host() {
+    for policy in POLICIES {
+        let mut samples = samples(policy);
+        // One whose keys and values take fewer rows than those of its company.
+        let mut short = samples[0].clone();
+        short.input.images[1..].iter_mut().for_each(|image| *image = None);
+        short.input.tokens.truncate(3);
+        samples.push(short);
+        let expected = stages(policy, WeightDtype::Bfp8B, &Boundaries::default()).cached(&samples);
+        let sizes = *checkpoint(policy, "model.safetensors").sizes();
+        for boundaries in [Boundaries::default(), everywhere(&sizes)] {
+            let (apart, reads) = apart(policy, WeightDtype::Bfp8B, &boundaries);
+            assert_eq!(apart.cached(&samples), expected, "{policy}, {boundaries:?}");
+            for (sample, expected) in samples.iter().zip(&expected) {
+                assert_eq!(
+                    &apart.followed(sample),
+                    expected,
+                    "{policy}, {boundaries:?}, following the cache"
+                );
+            }
+            let reads: Vec<String> = reads.lock().unwrap().iter().cloned().collect();
+            assert_eq!(reads, ["velocity"], "{policy}, {boundaries:?}");
         }
     }
 }
@@ -159,6 +269,10 @@ fn everything_that_leaves_a_slice_is_compared() {
 struct WrongScale(Arc<dyn Chip>);
 
 impl Chip for WrongScale {
+    fn id(&self) -> ChipId {
+        self.0.id()
+    }
+
     fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
         let mut program = Arc::unwrap_or_clone(program);
         let layer = program.segments.iter_mut().filter(|segment| segment.name == "rest of layer 1");

@@ -76,14 +76,29 @@ fn load(
 ) -> Result<SliceDevice, SliceError> {
     let (chip, numerics) = (Arc::clone(chip) as _, Numerics::of(slice.weights));
     Ok(match slice.stage {
-        StageKind::Vision => {
-            SliceDevice::Vision(Arc::new(TtnnVision::load(chip, sizes, slice.layers, numerics, request)?))
-        }
-        StageKind::Prefix => {
-            SliceDevice::Prefix(Arc::new(TtnnPrefix::load(chip, sizes, slice.layers, numerics, request)?))
-        }
-        StageKind::Expert => {
-            SliceDevice::Expert(Arc::new(TtnnExpert::load(chip, sizes, slice.layers, numerics, request)?))
-        }
+        StageKind::Vision => SliceDevice::Vision(Arc::new(TtnnVision::load(
+            chip,
+            sizes,
+            slice.layers,
+            numerics,
+            request,
+            Destination::Host,
+        )?)),
+        StageKind::Prefix => SliceDevice::Prefix(Arc::new(TtnnPrefix::load(
+            chip,
+            sizes,
+            slice.layers,
+            numerics,
+            request,
+            PrefixDestinations::default(),
+        )?)),
+        StageKind::Expert => SliceDevice::Expert(Arc::new(TtnnExpert::load(
+            chip,
+            sizes,
+            slice.layers,
+            numerics,
+            request,
+            Destination::Host,
+        )?)),
     })
 }

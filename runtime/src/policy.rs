@@ -9,7 +9,7 @@ use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::device::host::{ExpertSlice, HostDevice, PrefixSlice, VisionSlice};
 use crate::device::ttnn::program::Numerics;
-use crate::device::ttnn::{Chip, TtnnExpert, TtnnPrefix, TtnnVision};
+use crate::device::ttnn::{Chip, Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision};
 use crate::device::{ExpertStage, PrefixInput, PrefixStage, SliceError, StepInput, VisionStage};
 use crate::model::flow::{Guidance, Step, Steps};
 use crate::model::{KeyValue, KvCache, ModelInput};
@@ -200,12 +200,22 @@ impl Policy {
         cuts: &Cuts,
     ) -> Result<Self, PolicyError> {
         let (chip, request) = (|| Arc::clone(chip), RequestShape::of(sizes));
+        let host = Destination::Host;
         Self::of_slices(
             sizes,
             cuts,
-            &|range| Ok(Arc::new(TtnnVision::load(chip(), sizes, range, numerics, &request)?)),
-            &|range| Ok(Arc::new(TtnnPrefix::load(chip(), sizes, range, numerics, &request)?)),
-            &|range| Ok(Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request)?)),
+            &|range| Ok(Arc::new(TtnnVision::load(chip(), sizes, range, numerics, &request, host)?)),
+            &|range| {
+                Ok(Arc::new(TtnnPrefix::load(
+                    chip(),
+                    sizes,
+                    range,
+                    numerics,
+                    &request,
+                    PrefixDestinations::default(),
+                )?))
+            },
+            &|range| Ok(Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request, host)?)),
         )
     }
 
@@ -333,13 +343,14 @@ impl Policy {
                 found: vec![odd.state.len()],
             });
         }
-        let states = inputs.iter().flat_map(|input| &input.state).copied().collect();
-        let mut hidden =
-            Tensor::new([inputs.len(), width], states).expect("every state has the policy's width");
+        let state = |input: &&ModelInput| {
+            Tensor::new([1, width], input.state.clone()).expect("every state has the policy's width")
+        };
+        let mut states: Vec<Tensor> = inputs.iter().map(state).collect();
         for (index, slice) in self.expert.iter().enumerate() {
             let mut caches: Vec<&mut KvCache> = caches.iter_mut().map(|caches| &mut caches[index]).collect();
-            match slice.cache_state(&hidden, &mut caches)? {
-                Some(next) => hidden = next,
+            match slice.cache_state(&states, &mut caches)? {
+                Some(next) => states = next,
                 None => break,
             }
         }

@@ -2,11 +2,26 @@
 
 use std::fmt;
 
-/// A dense row-major tensor of f32 values on the host.
-#[derive(Clone, PartialEq)]
+use crate::device::ttnn::Resident;
+
+/// A dense row-major tensor of f32 values. They lie on the host, or on the chip that computed them until somebody on the
+/// host asks for them.
+#[derive(Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
-    data: Vec<f32>,
+    values: Values,
+}
+
+#[derive(Clone)]
+enum Values {
+    Host(Vec<f32>),
+    Chip(Resident),
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape && self.data() == other.data()
+    }
 }
 
 /// Values and shape of a tensor do not belong together.
@@ -28,7 +43,7 @@ impl Tensor {
         let shape = shape.into();
         let product = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
         if product == Some(data.len()) {
-            Ok(Self { shape, data })
+            Ok(Self::on_host(shape, data))
         } else {
             Err(ShapeMismatch { shape, values: data.len() })
         }
@@ -38,7 +53,24 @@ impl Tensor {
     pub fn zeros(shape: impl Into<Vec<usize>>) -> Self {
         let shape = shape.into();
         let data = vec![0.0; shape.iter().product()];
-        Self { shape, data }
+        Self::on_host(shape, data)
+    }
+
+    fn on_host(shape: Vec<usize>, data: Vec<f32>) -> Self {
+        Self { shape, values: Values::Host(data) }
+    }
+
+    /// A tensor whose values lie on a chip.
+    pub(crate) fn on_chip(shape: [usize; 2], resident: Resident) -> Self {
+        Self { shape: shape.into(), values: Values::Chip(resident) }
+    }
+
+    /// Where its values lie on a chip.
+    pub(crate) fn resident(&self) -> Option<&Resident> {
+        match &self.values {
+            Values::Host(_) => None,
+            Values::Chip(resident) => Some(resident),
+        }
     }
 
     /// Tensors of one shape as one with a new outermost dimension; `None` when there are none, or shapes differ.
@@ -48,7 +80,7 @@ impl Tensor {
             return None;
         }
         let shape = [&[members.len()], first.shape()].concat();
-        Some(Self { shape, data: members.iter().flat_map(|member| &member.data).copied().collect() })
+        Some(Self::on_host(shape, members.iter().flat_map(|member| member.data()).copied().collect()))
     }
 
     /// The rows of tensors of one width, one tensor after the other: `[rows of all, width]`. `None` when there are no
@@ -59,17 +91,32 @@ impl Tensor {
             return None;
         }
         let rows = parts.iter().map(Tensor::rows).sum();
-        Some(Self {
-            shape: vec![rows, width],
-            data: parts.iter().flat_map(|part| &part.data).copied().collect(),
-        })
+        let data = parts.iter().flat_map(Tensor::data).copied().collect();
+        Some(Self::on_host(vec![rows, width], data))
+    }
+
+    /// A tensor with more rows behind its own.
+    pub(crate) fn followed_by(&self, rows: &[f32]) -> Self {
+        let data = [self.data(), rows].concat();
+        Self::on_host(vec![data.len() / self.width().max(1), self.width()], data)
+    }
+
+    /// The first of so many rows, the next of so many, and so on: the inverse of [`Tensor::join_rows`].
+    pub(crate) fn split_rows(&self, lengths: &[usize]) -> Vec<Self> {
+        let (width, mut rest) = (self.width(), self.data());
+        let mut next = |&rows: &usize| {
+            let (own, behind) = rest.split_at(rows * width);
+            rest = behind;
+            Self::on_host(vec![rows, width], own.to_vec())
+        };
+        lengths.iter().map(&mut next).collect()
     }
 
     /// Member `index` of the outermost dimension.
     pub(crate) fn member(&self, index: usize) -> Self {
         let shape = self.shape[1..].to_vec();
         let size: usize = shape.iter().product();
-        Self { shape, data: self.data[index * size..][..size].to_vec() }
+        Self::on_host(shape, self.data()[index * size..][..size].to_vec())
     }
 
     /// The dimensions, outermost first.
@@ -77,24 +124,54 @@ impl Tensor {
         &self.shape
     }
 
-    /// All values in row-major order.
+    /// All values in row-major order. Those that lie on a chip are fetched when they are first asked for.
+    ///
+    /// # Panics
+    /// When the chip they lie on fails.
+    #[expect(
+        clippy::panic,
+        reason = "slices ask chips, and get errors; a stage that panics here has failed like its chip"
+    )]
     pub fn data(&self) -> &[f32] {
-        &self.data
+        match &self.values {
+            Values::Host(data) => data,
+            Values::Chip(resident) => resident
+                .values()
+                .unwrap_or_else(|error| panic!("cannot fetch a tensor from its chip: {error}")),
+        }
     }
 
-    /// Bytes that the values take.
+    /// Bytes that the values take where they lie.
     pub fn bytes(&self) -> u64 {
-        size_of_val(self.data()) as u64
+        match &self.values {
+            Values::Host(data) => size_of_val(&data[..]) as u64,
+            Values::Chip(resident) => resident.bytes(),
+        }
     }
 
     /// All values in row-major order, to change in place.
+    ///
+    /// # Panics
+    /// As [`Tensor::data`].
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        if let Values::Chip(_) = self.values {
+            self.values = Values::Host(self.data().to_vec());
+        }
+        match &mut self.values {
+            Values::Host(data) => data,
+            Values::Chip(_) => unreachable!("it lies on the host now"),
+        }
     }
 
     /// The values without the shape.
+    ///
+    /// # Panics
+    /// As [`Tensor::data`].
     pub fn into_data(self) -> Vec<f32> {
-        self.data
+        match self.values {
+            Values::Host(data) => data,
+            Values::Chip(_) => self.data().to_vec(),
+        }
     }
 
     /// Length of the innermost dimension; 1 for a scalar.
@@ -109,7 +186,7 @@ impl Tensor {
 
     /// Innermost row `index`, counted in row-major order over all other dimensions.
     pub fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.width()..][..self.width()]
+        &self.data()[index * self.width()..][..self.width()]
     }
 }
 

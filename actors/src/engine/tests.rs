@@ -10,7 +10,6 @@ use tensact_runtime::Tensor;
 use tensact_runtime::checkpoint::Checkpoint;
 use tensact_runtime::device::host::{ComputeDtype, HostDevice};
 use tensact_runtime::device::{PrefixInput, PrefixPass, PrefixStage, SliceError, VisionStage};
-use tensact_runtime::model::Sequences;
 use tensact_runtime::model::flow::Steps;
 use tensact_runtime::policy::{Cuts, Policy};
 use tensact_runtime::reference::read_inputs;
@@ -362,11 +361,11 @@ impl PrefixStage for StuckPrefix {
         self.0.layers()
     }
 
-    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
         self.0.embed(inputs)
     }
 
-    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
+    fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError> {
         let _ = self.1.lock().unwrap().recv();
         Arc::clone(&self.0).begin(batch)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tensact_runtime::Tensor;
 use tensact_runtime::device::{PrefixInput, PrefixStage, SliceError};
-use tensact_runtime::model::{KeyValue, Sequences};
+use tensact_runtime::model::KeyValue;
 use tensact_topology::LayerRange;
 
 use super::{CacheLayer, Work, next_batch};
@@ -115,19 +115,19 @@ impl Prefix {
         }
     }
 
-    /// The inputs of a batch, one after the other.
-    fn sequences(device: &dyn PrefixStage, batch: Vec<Due>) -> Result<Option<Sequences>, SliceError> {
-        let mut parts = Vec::with_capacity(batch.len());
+    /// The hidden states of each member of a batch.
+    fn sequences(device: &dyn PrefixStage, batch: Vec<Due>) -> Result<Vec<Tensor>, SliceError> {
+        let mut sequences = Vec::with_capacity(batch.len());
         for Due { ticket, input } in batch {
             match input {
-                Input::Hidden(hidden) => parts.push(hidden),
+                Input::Hidden(hidden) => sequences.push(hidden),
                 Input::Images(images) => {
                     let tokens = &ticket.sample.input.tokens;
-                    parts.push(device.embed(&[PrefixInput { images: &images, tokens }])?.hidden);
+                    sequences.extend(device.embed(&[PrefixInput { images: &images, tokens }])?);
                 }
             }
         }
-        Ok(Sequences::join(&parts))
+        Ok(sequences)
     }
 
     /// Sends the keys and values of a layer to the expert slice that holds the same layer.
@@ -218,9 +218,7 @@ impl Prefix {
         let cameras = tickets.iter().map(|ticket| ticket.cameras()).max().unwrap_or(0);
         let device = Arc::clone(&self.args.device);
         let fault = |error: SliceError| self.args.seat.fault(error.to_string());
-        let Some(sequences) = Self::sequences(&*device, batch).map_err(fault)? else {
-            return Err(self.args.seat.fault("prefixes of different widths".into()));
-        };
+        let sequences = Self::sequences(&*device, batch).map_err(fault)?;
         let mut pass = Some(device.begin(sequences).map_err(fault)?);
         let mut turn = Some(held);
         let layers = self.args.seat.layers;
@@ -261,10 +259,10 @@ impl Prefix {
         &mut self,
         turn: &mut Option<Turn>,
         tickets: &[Arc<Ticket>],
-        after: Option<Sequences>,
+        after: Option<Vec<Tensor>>,
     ) -> Result<(), StageFault> {
         let PrefixArgs { seat, next: Some(way), .. } = &mut self.args else { return Ok(()) };
-        for (ticket, hidden) in tickets.iter().zip(after.iter().flat_map(Sequences::parts)) {
+        for (ticket, hidden) in tickets.iter().zip(after.into_iter().flatten()) {
             let content = Prefixed { ticket: Arc::clone(ticket), content: PrefixedContent::Hidden(hidden) };
             seat.send(turn, RANK, way, ticket.cameras(), content).await?;
         }

@@ -88,14 +88,10 @@ pub(super) fn run(device: &dyn ExpertStage, members: &mut [Member]) -> Result<Ve
     let mut joining: Vec<&mut Member> =
         members.iter_mut().filter(|member| member.at.state.is_some()).collect();
     let states: Vec<Tensor> = joining.iter_mut().filter_map(|member| member.at.state.take()).collect();
-    if let Some(states) = Tensor::join_rows(&states) {
+    if !states.is_empty() {
         let mut caches: Vec<&mut KvCache> = joining.iter_mut().map(|member| &mut member.cache).collect();
-        if let Some(tokens) = device.cache_state(&states, &mut caches)? {
-            for (member, row) in joining.into_iter().zip(0..) {
-                let token = Tensor::new([1, tokens.width()], tokens.row(row).to_vec());
-                member.at.state = Some(token.expect("one row of the tensor's width"));
-            }
-        }
+        let tokens = device.cache_state(&states, &mut caches)?.into_iter().flatten();
+        joining.into_iter().zip(tokens).for_each(|(member, token)| member.at.state = Some(token));
     }
     let inputs: Vec<StepInput<'_>> = members
         .iter()

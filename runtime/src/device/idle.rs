@@ -10,7 +10,7 @@ use super::{
 };
 use crate::Tensor;
 use crate::model::flow::Step;
-use crate::model::{KeyValue, KvCache, Sequences};
+use crate::model::{KeyValue, KvCache};
 
 /// A slice of any stage that gives tensors of one value each, and velocities of zero.
 #[derive(Debug, Clone)]
@@ -55,11 +55,11 @@ impl PrefixStage for Idle {
         self.layers
     }
 
-    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
-        Ok(Sequences { hidden: Tensor::zeros([inputs.len(), 1]), lengths: vec![1; inputs.len()] })
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
+        Ok(inputs.iter().map(|_| nothing()).collect())
     }
 
-    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
+    fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError> {
         Ok(Box::new(IdlePass { left: self.layers.len(), last: self.last, batch }))
     }
 }
@@ -67,18 +67,18 @@ impl PrefixStage for Idle {
 struct IdlePass {
     left: usize,
     last: bool,
-    batch: Sequences,
+    batch: Vec<Tensor>,
 }
 
 impl PrefixPass for IdlePass {
     fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
-        let entry = |_: &usize| KeyValue { keys: nothing(), values: nothing() };
-        Ok(Some(self.batch.lengths.iter().map(entry).collect()))
+        let entry = |_: &Tensor| KeyValue { keys: nothing(), values: nothing() };
+        Ok(Some(self.batch.iter().map(entry).collect()))
     }
 
-    fn finish(self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
+    fn finish(self: Box<Self>) -> Result<Option<Vec<Tensor>>, SliceError> {
         Ok((!self.last).then_some(self.batch))
     }
 }
@@ -88,8 +88,12 @@ impl ExpertStage for Idle {
         self.layers
     }
 
-    fn cache_state(&self, hidden: &Tensor, _: &mut [&mut KvCache]) -> Result<Option<Tensor>, SliceError> {
-        Ok((!self.last).then(|| Tensor::zeros([hidden.rows(), 1])))
+    fn cache_state(
+        &self,
+        states: &[Tensor],
+        _: &mut [&mut KvCache],
+    ) -> Result<Option<Vec<Tensor>>, SliceError> {
+        Ok((!self.last).then(|| states.iter().map(|_| nothing()).collect()))
     }
 
     fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {

@@ -82,6 +82,15 @@ impl SliceError {
         if range.end() <= depth { Ok(()) } else { Err(Self::NoSuchLayers { stage, layers: depth, range }) }
     }
 
+    /// Whether there is a state for each cache.
+    fn check_states(states: usize, caches: usize) -> Result<(), Self> {
+        let (what, expected) = ("states", format!("[1, width] for each of {caches} caches"));
+        if states == caches {
+            return Ok(());
+        }
+        Err(Self::Shape { stage: StageKind::Expert, what, expected, found: vec![states] })
+    }
+
     /// Whether a cache is that of `layers`, with entries `[tokens, width]`.
     fn check_cache(layers: LayerRange, width: usize, cache: &KvCache) -> Result<(), Self> {
         let fits = |index| Self::check_entry(width, cache.tokens(), cache.entry(index)).is_ok();

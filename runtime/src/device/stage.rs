@@ -7,7 +7,7 @@ use tensact_topology::LayerRange;
 use super::SliceError;
 use crate::Tensor;
 use crate::model::flow::Step;
-use crate::model::{KeyValue, KvCache, Sequences};
+use crate::model::{KeyValue, KvCache};
 
 /// What the prefix of one observation is made of.
 #[derive(Debug, Clone, Copy)]
@@ -47,18 +47,19 @@ pub trait PrefixStage: Send + Sync {
     /// The layers of this slice.
     fn layers(&self) -> LayerRange;
 
-    /// Assembles prefixes: image tokens of all cameras, then instruction tokens.
+    /// Assembles prefixes: image tokens of all cameras, then instruction tokens. Gives hidden states `[tokens, width]`, one
+    /// per input.
     ///
     /// # Errors
     /// When image tokens have another width, a token is not in the table, a prefix is empty, or this is not the first
     /// slice.
-    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError>;
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Vec<Tensor>, SliceError>;
 
-    /// Begins a pass over hidden states `[tokens of all sequences, width]`.
+    /// Begins a pass over the hidden states of some sequences, `[tokens, width]` each.
     ///
     /// # Errors
-    /// When the shape does not fit.
-    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError>;
+    /// When a shape does not fit.
+    fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError>;
 }
 
 /// A pass of a prefix slice, run layer by layer.
@@ -70,15 +71,15 @@ pub trait PrefixPass: Send {
     /// When the chip fails.
     fn layer(&mut self) -> Result<Option<Vec<KeyValue>>, SliceError>;
 
-    /// Hidden states for the next slice, after what the last call of [`PrefixPass::layer`] left to compute; nothing
-    /// after the VLM's last layer.
+    /// Hidden states for the next slice, one tensor per sequence, after what the last call of [`PrefixPass::layer`] left to
+    /// compute; nothing after the VLM's last layer.
     ///
     /// # Panics
     /// When layers of the slice have not run.
     ///
     /// # Errors
     /// When the chip fails.
-    fn finish(self: Box<Self>) -> Result<Option<Sequences>, SliceError>;
+    fn finish(self: Box<Self>) -> Result<Option<Vec<Tensor>>, SliceError>;
 }
 
 /// Some consecutive blocks of the action expert. The first slice embeds state and actions, the last one gives the
@@ -88,13 +89,16 @@ pub trait ExpertStage: Send + Sync {
     fn layers(&self) -> LayerRange;
 
     /// π0's state token, which sees neither time nor actions: appends its keys and values to the caches of this slice.
-    /// Takes states `[requests, state_dim]` (first slice) or hidden states `[requests, width]`, gives hidden states for
+    /// Takes of each request its state `[1, state_dim]` (first slice) or hidden state `[1, width]`, gives hidden states for
     /// the next slice, or nothing after the last layer. π0.5 has no state token and no use for this.
     ///
     /// # Errors
     /// When shapes or caches do not fit.
-    fn cache_state(&self, hidden: &Tensor, caches: &mut [&mut KvCache])
-    -> Result<Option<Tensor>, SliceError>;
+    fn cache_state(
+        &self,
+        states: &[Tensor],
+        caches: &mut [&mut KvCache],
+    ) -> Result<Option<Vec<Tensor>>, SliceError>;
 
     /// One denoising step of all requests. Gives hidden states `[horizon, width]`, or velocities
     /// `[horizon, action_dim]` (last slice), one per request.

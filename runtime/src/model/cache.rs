@@ -1,37 +1,10 @@
-//! What stages hand to each other: sequences of hidden states, and the KV cache.
+//! The KV cache.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tensact_topology::LayerRange;
 
 use crate::Tensor;
-
-/// Hidden states of several sequences, one after the other.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sequences {
-    /// `[tokens of all sequences, width]`.
-    pub hidden: Tensor,
-    /// Tokens of each sequence; their sum is the number of rows.
-    pub lengths: Vec<usize>,
-}
-
-impl Sequences {
-    /// Sequences `[tokens, width]` one after the other; `None` when there are none, or widths differ.
-    pub fn join(parts: &[Tensor]) -> Option<Self> {
-        Some(Self { hidden: Tensor::join_rows(parts)?, lengths: parts.iter().map(Tensor::rows).collect() })
-    }
-
-    /// Each sequence by itself, `[tokens, width]`.
-    pub fn parts(&self) -> impl Iterator<Item = Tensor> {
-        let width = self.hidden.width();
-        let mut rest = self.hidden.data();
-        self.lengths.iter().map(move |&length| {
-            let (own, behind) = rest.split_at(length * width);
-            rest = behind;
-            Tensor::new([length, width], own.to_vec()).expect("a sequence has its rows of this width")
-        })
-    }
-}
 
 /// Keys and values of one layer and one sequence.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,12 +23,7 @@ impl KeyValue {
 
     /// These keys and values with those of more tokens behind them, given row after row.
     pub(crate) fn followed_by(&self, keys: &[f32], values: &[f32]) -> Self {
-        let join = |cached: &Tensor, new: &[f32]| {
-            let data = [cached.data(), new].concat();
-            let shape = [data.len() / cached.width(), cached.width()];
-            Tensor::new(shape, data).expect("new rows are as wide as the cached ones")
-        };
-        Self { keys: join(&self.keys, keys), values: join(&self.values, values) }
+        Self { keys: self.keys.followed_by(keys), values: self.values.followed_by(values) }
     }
 }
 

@@ -5,5 +5,5 @@ pub mod flow;
 mod input;
 
 pub(crate) use cache::ContentId;
-pub use cache::{KeyValue, KvCache, Sequences};
+pub use cache::{KeyValue, KvCache};
 pub use input::ModelInput;

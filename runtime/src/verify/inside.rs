@@ -58,8 +58,8 @@ impl Inside {
     }
 
     /// State tokens `[requests, width]` of π0.
-    pub(super) fn state_tokens(&self, states: &Tensor) -> Result<Tensor, SliceError> {
-        self.expert[0].embed_state(states)
+    pub(super) fn state_tokens(&self, states: &[Tensor]) -> Result<Tensor, SliceError> {
+        self.expert[0].state_tokens(states)
     }
 
     /// Action tokens `[requests × horizon, width]`.

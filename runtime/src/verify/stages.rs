@@ -73,10 +73,11 @@ impl Run<'_> {
             .collect();
         let layout = self.prefix_layout(images);
         let embedded = self.policy.prefix[0].embed(&parts)?;
-        let positions = embedded.lengths.iter().flat_map(|&length| 0..length).map(|position| position as f32);
+        let positions =
+            embedded.iter().flat_map(|embedded| 0..embedded.rows()).map(|position| position as f32);
         let positions = column(positions.collect());
-        self.compare_prefix("prefix.embs".into(), &embedded.hidden, &layout)?;
-        self.compare_prefix("prefix.position_ids".into(), &positions, &layout)?;
+        self.compare_prefix("prefix.embs".into(), &embedded, &layout)?;
+        self.compare_prefix("prefix.position_ids".into(), &[positions], &layout)?;
 
         let mut caches: Vec<RequestCache> = vec![Vec::new(); self.models.len()];
         let mut hidden = Some(embedded);
@@ -86,7 +87,7 @@ impl Run<'_> {
             let emitted = pass.layer()?.expect("a pass has every layer of its slice");
             hidden = pass.finish()?;
             if let Some(output) = &hidden {
-                self.compare_prefix(format!("prefix.layer{layer}.hidden_out"), &output.hidden, &layout)?;
+                self.compare_prefix(format!("prefix.layer{layer}.hidden_out"), output, &layout)?;
             }
             self.compare_cache(layer, &emitted, &layout)?;
             let range = self.policy.expert[layer].layers();
@@ -100,7 +101,7 @@ impl Run<'_> {
     fn compare_prefix(
         &mut self,
         name: String,
-        found: &Tensor,
+        found: &[Tensor],
         layout: &PrefixLayout,
     ) -> Result<(), ReferenceError> {
         let places = layout
@@ -108,7 +109,7 @@ impl Run<'_> {
             .iter()
             .enumerate()
             .flat_map(|(sample, places)| places.iter().map(move |place| sample * layout.padded + place));
-        self.compare(StageKind::Prefix, name, places.enumerate().map(|(row, place)| (place, found.row(row))))
+        self.compare(StageKind::Prefix, name, places.zip(rows_of(found)))
     }
 
     /// The reference holds keys and values by head.
@@ -159,8 +160,8 @@ impl Run<'_> {
         let last = self.policy.expert.len() - 1;
         for (layer, slice) in self.policy.expert.iter().enumerate() {
             let embedded = match (self.inside, &state) {
-                (Some(inside), Some(states)) if layer == 0 => Some(inside.state_tokens(states)?),
-                _ => None,
+                (Some(inside), Some(states)) if layer == 0 => vec![inside.state_tokens(states)?],
+                _ => Vec::new(),
             };
             if let Some(input) = state {
                 let mut of_layer: Vec<&mut KvCache> =
@@ -170,26 +171,26 @@ impl Run<'_> {
             let inputs = first_inputs(self.inputs, &hidden, caches, layer);
             if let Some(inside) = self.inside.filter(|_| layer == 0) {
                 let actions = [inside.action_tokens(&inputs)?];
-                self.compare_suffix("step0.suffix_embs".into(), embedded.as_ref(), &actions)?;
+                self.compare_suffix("step0.suffix_embs".into(), &embedded, &actions)?;
             }
             let name = format!("step0.layer{layer}.hidden_out");
             if layer < last {
                 hidden = slice.step(&inputs)?;
-                self.compare_suffix(name, state.as_ref(), &hidden)?;
+                self.compare_suffix(name, state.as_deref().unwrap_or_default(), &hidden)?;
             } else if let Some(inside) = self.inside {
                 let [block, normed] = inside.expert_end(&inputs)?;
-                self.compare_suffix(name, state.as_ref(), &[block])?;
-                self.compare_suffix("step0.final_norm".into(), None, &[normed])?;
+                self.compare_suffix(name, state.as_deref().unwrap_or_default(), &[block])?;
+                self.compare_suffix("step0.final_norm".into(), &[], &[normed])?;
             }
         }
         Ok(())
     }
 
     /// The states that π0 makes tokens of.
-    fn states(&self) -> Option<Tensor> {
-        let states = self.models.iter().flat_map(|model| &model.state).copied().collect();
-        let shape = [self.models.len(), self.sizes.state_dim];
-        Tensor::new(shape, states).ok().filter(|_| self.sizes.variant == Variant::Pi0)
+    fn states(&self) -> Option<Vec<Tensor>> {
+        let state = |model: &&ModelInput| Tensor::new([1, self.sizes.state_dim], model.state.clone()).ok();
+        let states = self.models.iter().map(state).collect::<Option<_>>();
+        states.filter(|_| self.sizes.variant == Variant::Pi0)
     }
 
     /// Positions of the suffix: behind the valid tokens of each prefix.
@@ -205,15 +206,13 @@ impl Run<'_> {
     fn compare_suffix(
         &mut self,
         name: String,
-        state: Option<&Tensor>,
+        states: &[Tensor],
         actions: &[Tensor],
     ) -> Result<(), ReferenceError> {
         let (horizon, suffix) = (self.sizes.horizon, self.sizes.suffix_tokens());
         let place = |row: usize| row / horizon * suffix + (suffix - horizon) + row % horizon;
         let actions = rows_of(actions).enumerate().map(|(row, values)| (place(row), values));
-        let states = state
-            .into_iter()
-            .flat_map(|state| (0..state.rows()).map(move |sample| (sample * suffix, state.row(sample))));
+        let states = rows_of(states).enumerate().map(|(sample, values)| (sample * suffix, values));
         self.compare(StageKind::Expert, name, states.chain(actions))
     }
 

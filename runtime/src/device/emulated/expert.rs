@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
 
 use super::digest::{Digest, WIDTH};
-use super::{one, rows, shape, some};
+use super::{one, shape, some};
 use crate::Tensor;
 use crate::device::{ExpertStage, FirstStep, Followed, SliceError, StepInput};
 use crate::model::flow::Step;
@@ -30,19 +30,19 @@ impl EmulatedExpert {
         Ok(Self { sizes: *sizes, layers })
     }
 
-    fn states(&self, hidden: &Tensor, requests: usize) -> Result<Vec<Digest>, SliceError> {
+    fn states(&self, states: &[Tensor]) -> Result<Vec<Digest>, SliceError> {
         if self.sizes.variant == Variant::Pi05 {
             let what = "a state token: π0.5 takes the state as text";
             return Err(SliceError::NotHere { stage: STAGE, what, range: self.layers });
         }
         if self.layers.start() > 0 {
-            return some(STAGE, "state tokens", hidden, requests);
+            return some(STAGE, "state tokens", states);
         }
-        let expected = [requests, self.sizes.state_dim];
-        if hidden.shape() != expected {
-            return Err(shape(STAGE, "states", format!("{expected:?}"), hidden.shape()));
+        let expected = [1, self.sizes.state_dim];
+        match states.iter().find(|state| state.shape() != expected) {
+            None => Ok(states.iter().map(|state| Digest::of_state(state.data())).collect()),
+            Some(odd) => Err(shape(STAGE, "a state", format!("{expected:?}"), odd.shape())),
         }
-        Ok((0..requests).map(|request| Digest::of_state(hidden.row(request))).collect())
     }
 
     fn actions(&self, x: &Tensor) -> Result<Digest, SliceError> {
@@ -80,10 +80,11 @@ impl ExpertStage for EmulatedExpert {
 
     fn cache_state(
         &self,
-        hidden: &Tensor,
+        states: &[Tensor],
         caches: &mut [&mut KvCache],
-    ) -> Result<Option<Tensor>, SliceError> {
-        let mut states = self.states(hidden, caches.len())?;
+    ) -> Result<Option<Vec<Tensor>>, SliceError> {
+        SliceError::check_states(states.len(), caches.len())?;
+        let mut states = self.states(states)?;
         for cache in caches.iter() {
             SliceError::check_cache(self.layers, WIDTH, cache)?;
         }
@@ -92,7 +93,7 @@ impl ExpertStage for EmulatedExpert {
                 *state = run_state(*state, layer, entry);
             }
         }
-        Ok((!self.is_last()).then(|| rows(&states)))
+        Ok((!self.is_last()).then(|| states.into_iter().map(Digest::tensor).collect()))
     }
 
     fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
@@ -117,7 +118,7 @@ impl ExpertStage for EmulatedExpert {
             None if self.sizes.variant == Variant::Pi0 => {
                 return Err(shape(STAGE, "a state", "[1, width]".into(), &[0]));
             }
-            state => state.map(|state| self.states(&state, 1)).transpose()?.map(|states| states[0]),
+            state => state.map(|state| self.states(&[state])).transpose()?.map(|states| states[0]),
         };
         let actions = self.actions(&x)?;
         Ok(Box::new(Following { slice: self, step, actions, state, entries: Vec::new() }))

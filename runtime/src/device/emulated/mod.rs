@@ -18,7 +18,7 @@ pub use expert::EmulatedExpert;
 
 use super::{PrefixInput, PrefixPass, PrefixStage, SliceError, VisionStage};
 use crate::Tensor;
-use crate::model::{KeyValue, Sequences};
+use crate::model::KeyValue;
 use digest::{Digest, WIDTH};
 
 /// Some consecutive blocks of the vision tower on an emulated chip.
@@ -95,7 +95,7 @@ impl PrefixStage for EmulatedPrefix {
         self.layers
     }
 
-    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
         if self.layers.start() > 0 {
             return Err(SliceError::NotHere {
                 stage: StageKind::Prefix,
@@ -103,16 +103,11 @@ impl PrefixStage for EmulatedPrefix {
                 range: self.layers,
             });
         }
-        let digests = inputs.iter().map(|input| self.embed_one(input)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Sequences { hidden: rows(&digests), lengths: vec![1; inputs.len()] })
+        inputs.iter().map(|input| Ok(self.embed_one(input)?.tensor())).collect()
     }
 
-    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
-        let Sequences { hidden, lengths } = batch;
-        if let Some(&odd) = lengths.iter().find(|length| **length != 1) {
-            return Err(shape(StageKind::Prefix, "sequences", format!("[1, {WIDTH}]"), &[odd, WIDTH]));
-        }
-        let digests = some(StageKind::Prefix, "hidden states", &hidden, lengths.len())?;
+    fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError> {
+        let digests = some(StageKind::Prefix, "hidden states", &batch)?;
         Ok(Box::new(Pass { next: self.layers.start(), slice: self, digests }))
     }
 }
@@ -141,18 +136,11 @@ impl PrefixPass for Pass {
         Ok(Some(self.digests.iter_mut().map(run).collect()))
     }
 
-    fn finish(self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
+    fn finish(self: Box<Self>) -> Result<Option<Vec<Tensor>>, SliceError> {
         let end = self.slice.layers.end();
         assert_eq!(self.next, end, "a pass is finished when all its layers have run");
-        let lengths = vec![1; self.digests.len()];
-        Ok((end < self.slice.depth).then(|| Sequences { hidden: rows(&self.digests), lengths }))
+        Ok((end < self.slice.depth).then(|| self.digests.into_iter().map(Digest::tensor).collect()))
     }
-}
-
-/// Hidden states `[digests, WIDTH]`.
-fn rows(digests: &[Digest]) -> Tensor {
-    let values = digests.iter().flat_map(|digest| digest.row()).collect();
-    Tensor::new([digests.len(), WIDTH], values).expect("a digest is one row")
 }
 
 /// The digest in hidden states `[1, WIDTH]`.
@@ -163,17 +151,9 @@ fn one(stage: StageKind, what: &'static str, hidden: &Tensor) -> Result<Digest, 
     }
 }
 
-/// The digests in hidden states `[count, WIDTH]`.
-fn some(
-    stage: StageKind,
-    what: &'static str,
-    hidden: &Tensor,
-    count: usize,
-) -> Result<Vec<Digest>, SliceError> {
-    if hidden.shape() != [count, WIDTH] {
-        return Err(shape(stage, what, format!("[{count}, {WIDTH}]"), hidden.shape()));
-    }
-    Ok(hidden.data().chunks_exact(WIDTH).map(Digest::of_row).collect())
+/// The digests in hidden states, one in each.
+fn some(stage: StageKind, what: &'static str, hidden: &[Tensor]) -> Result<Vec<Digest>, SliceError> {
+    hidden.iter().map(|hidden| one(stage, what, hidden)).collect()
 }
 
 fn shape(stage: StageKind, what: &'static str, expected: String, found: &[usize]) -> SliceError {

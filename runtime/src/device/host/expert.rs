@@ -275,14 +275,14 @@ impl ExpertSlice {
         Ok(of_shape([actions.len() * self.sizes.horizon, width], hidden))
     }
 
-    /// State tokens `[requests, width]` out of states (first slice) or hidden states.
-    pub(super) fn state_tokens(&self, input: &Tensor, requests: usize) -> Result<Tensor, SliceError> {
-        let hidden = if self.embedding.is_some() { self.embed_state(input)? } else { input.clone() };
-        let expected = [requests, self.sizes.expert.width];
-        if hidden.shape() == expected {
-            return Ok(hidden);
+    /// State tokens `[requests, width]` out of states (first slice) or hidden states of one row each.
+    pub(crate) fn state_tokens(&self, states: &[Tensor]) -> Result<Tensor, SliceError> {
+        let width = if self.embedding.is_some() { self.sizes.state_dim } else { self.sizes.expert.width };
+        if let Some(odd) = states.iter().find(|state| state.shape() != [1, width]) {
+            return Err(self.shape("a state token", format!("[1, {width}]"), odd.shape()));
         }
-        Err(self.shape("state tokens", format!("{expected:?}"), hidden.shape()))
+        let rows = Tensor::join_rows(states).unwrap_or_else(|| Tensor::zeros([0, width]));
+        if self.embedding.is_some() { self.embed_state(&rows) } else { Ok(rows) }
     }
 
     /// For state tokens that stand behind this many tokens each.
@@ -291,8 +291,8 @@ impl ExpertSlice {
     }
 
     /// State tokens, unless nothing is left that reads them.
-    pub(super) fn for_the_next_slice(&self, state: Tensor) -> Option<Tensor> {
-        (self.layers.end() < self.sizes.expert.layers).then_some(state)
+    pub(super) fn for_the_next_slice(&self, states: Tensor) -> Option<Tensor> {
+        (self.layers.end() < self.sizes.expert.layers).then_some(states)
     }
 
     /// Hidden states, or velocities (last slice).
@@ -301,9 +301,8 @@ impl ExpertSlice {
     }
 
     /// One tensor per request.
-    fn cut(&self, rows: Tensor) -> Vec<Tensor> {
-        let (horizon, width) = (self.sizes.horizon, rows.width());
-        rows.data().chunks_exact(horizon * width).map(|x| of_shape([horizon, width], x.to_vec())).collect()
+    fn cut(&self, rows: &Tensor) -> Vec<Tensor> {
+        rows.split_rows(&vec![self.sizes.horizon; rows.rows() / self.sizes.horizon])
     }
 
     pub(super) fn check_rows(&self, hidden: &Tensor, requests: usize) -> Result<(), SliceError> {
@@ -338,10 +337,11 @@ impl ExpertStage for ExpertSlice {
 
     fn cache_state(
         &self,
-        hidden: &Tensor,
+        states: &[Tensor],
         caches: &mut [&mut KvCache],
-    ) -> Result<Option<Tensor>, SliceError> {
-        self.device.run(|| self.state_blocks(hidden, caches))
+    ) -> Result<Option<Vec<Tensor>>, SliceError> {
+        SliceError::check_states(states.len(), caches.len())?;
+        self.device.run(|| self.state_blocks(states, caches))
     }
 
     fn step(&self, inputs: &[StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
@@ -349,7 +349,7 @@ impl ExpertStage for ExpertSlice {
             let actions: Vec<(&Tensor, Step)> = inputs.iter().map(|input| (input.x, input.step)).collect();
             let hidden = self.blocks(self.action_tokens(&actions)?, inputs)?;
             let steps: Vec<Step> = inputs.iter().map(|input| input.step).collect();
-            Ok(self.cut(self.output(hidden, &steps)?))
+            Ok(self.cut(&self.output(hidden, &steps)?))
         })
     }
 
@@ -367,10 +367,10 @@ impl ExpertSlice {
     /// State tokens through all blocks of the slice.
     fn state_blocks(
         &self,
-        hidden: &Tensor,
+        states: &[Tensor],
         caches: &mut [&mut KvCache],
-    ) -> Result<Option<Tensor>, SliceError> {
-        let mut hidden = self.state_tokens(hidden, caches.len())?;
+    ) -> Result<Option<Vec<Tensor>>, SliceError> {
+        let mut hidden = self.state_tokens(states)?;
         for cache in caches.iter() {
             self.check_cache(cache)?;
         }
@@ -380,7 +380,7 @@ impl ExpertSlice {
                 caches.iter_mut().map(|cache| &mut cache.entries_mut()[index]).collect();
             self.state_layer(index, &mut hidden, &rotation, &mut entries)?;
         }
-        Ok(self.for_the_next_slice(hidden))
+        Ok(self.for_the_next_slice(hidden).map(|states| states.split_rows(&vec![1; caches.len()])))
     }
 }
 

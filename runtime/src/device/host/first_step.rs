@@ -41,7 +41,7 @@ impl Following {
         step: Step,
     ) -> Result<Self, SliceError> {
         let state = match (slice.sizes.variant, state) {
-            (Variant::Pi0, Some(state)) => Some(slice.state_tokens(state, 1)?),
+            (Variant::Pi0, Some(state)) => Some(slice.state_tokens(std::slice::from_ref(state))?),
             (Variant::Pi05, None) => None,
             (Variant::Pi0, None) => return Err(slice.shape("a state", "[1, width]".into(), &[0])),
             (Variant::Pi05, Some(_)) => return Err(slice.takes_no_state()),

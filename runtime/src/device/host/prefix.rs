@@ -11,10 +11,11 @@ use super::gemm::Rows;
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use super::{ComputeDtype, HostDevice, of_shape};
+use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::names::{TOKEN_TABLE, VLM};
 use crate::device::{PrefixInput, PrefixPass, PrefixStage, SliceError};
-use crate::model::{KeyValue, Sequences};
+use crate::model::KeyValue;
 use crate::tensor_file::StoredTensor;
 
 const STAGE: StageKind = StageKind::Prefix;
@@ -96,15 +97,13 @@ impl PrefixStage for PrefixSlice {
         self.layers
     }
 
-    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
         let Some(embedding) = &self.embedding else {
             return Err(SliceError::NotHere { stage: STAGE, what: "the token table", range: self.layers });
         };
         let width = self.sizes.width;
-        let mut hidden = Vec::new();
-        let mut lengths = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            let start = hidden.len();
+        let embed = |input: &PrefixInput<'_>| {
+            let mut hidden = Vec::new();
             for image in input.images {
                 match image.shape() {
                     [_, found] if *found == width => hidden.extend_from_slice(image.data()),
@@ -116,24 +115,25 @@ impl PrefixStage for PrefixSlice {
             for &token in input.tokens {
                 hidden.extend(embedding.embed(&self.device, token)?);
             }
-            let length = (hidden.len() - start) / width;
-            if length == 0 {
+            if hidden.is_empty() {
                 return Err(self.shape("a prefix", format!("[1 or more tokens, {width}]"), &[0, width]));
             }
-            lengths.push(length);
-        }
-        Ok(Sequences { hidden: of_shape([hidden.len() / width, width], hidden), lengths })
+            Ok(of_shape([hidden.len() / width, width], hidden))
+        };
+        inputs.iter().map(embed).collect()
     }
 
-    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
-        Ok(Box::new(Pass::begin(self, batch)?))
+    fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError> {
+        Ok(Box::new(Pass::begin(self, &batch)?))
     }
 }
 
 /// A pass over a slice.
 struct Pass {
     slice: Arc<PrefixSlice>,
-    batch: Sequences,
+    /// Hidden states of all sequences, one after the other, and the tokens of each.
+    hidden: Tensor,
+    lengths: Vec<usize>,
     rotation: Rotation,
     /// Layers of the slice that have handed out their keys and values.
     ran: usize,
@@ -148,15 +148,17 @@ struct Open {
 }
 
 impl Pass {
-    fn begin(slice: Arc<PrefixSlice>, batch: Sequences) -> Result<Self, SliceError> {
-        let Sequences { hidden, lengths } = &batch;
+    fn begin(slice: Arc<PrefixSlice>, batch: &[Tensor]) -> Result<Self, SliceError> {
         let DecoderSizes { width, head_dim, .. } = slice.sizes;
-        let rows: usize = lengths.iter().sum();
-        if hidden.shape() != [rows, width] || lengths.contains(&0) {
-            return Err(slice.shape("hidden states", format!("[{rows}, {width}]"), hidden.shape()));
+        let fits =
+            |hidden: &&Tensor| matches!(*hidden.shape(), [tokens, found] if tokens > 0 && found == width);
+        if let Some(odd) = batch.iter().find(|hidden| !fits(hidden)) {
+            return Err(slice.shape("hidden states", format!("[1 or more tokens, {width}]"), odd.shape()));
         }
+        let hidden = Tensor::join_rows(batch).unwrap_or_else(|| Tensor::zeros([0, width]));
+        let lengths: Vec<usize> = batch.iter().map(Tensor::rows).collect();
         let rotation = Rotation::new(lengths.iter().flat_map(|&length| 0..length), head_dim);
-        Ok(Self { slice, batch, rotation, ran: 0, open: None })
+        Ok(Self { slice, hidden, lengths, rotation, ran: 0, open: None })
     }
 
     /// Attention and MLP of the layer that has handed out its keys and values.
@@ -165,9 +167,9 @@ impl Pass {
         let slice = &*self.slice;
         let (block, [first, second]) = &slice.blocks[self.ran - 1];
         let q = block.queries(&slice.device, &normed, &self.rotation);
-        let attended = slice.attend(block, &self.batch.lengths, &q, &k, &v);
+        let attended = slice.attend(block, &self.lengths, &q, &k, &v);
         let norms = [RmsNorm::Plain(first), RmsNorm::Plain(second)];
-        block.close(&slice.device, self.batch.hidden.data_mut(), &attended, &norms);
+        block.close(&slice.device, self.hidden.data_mut(), &attended, &norms);
     }
 }
 
@@ -178,11 +180,11 @@ impl PrefixPass for Pass {
         device.run(|| self.next())
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
+    fn finish(mut self: Box<Self>) -> Result<Option<Vec<Tensor>>, SliceError> {
         assert_eq!(self.ran, self.slice.blocks.len(), "a pass is finished when all its layers have run");
         let device = Arc::clone(&self.slice.device);
         device.run(|| self.close());
-        Ok((self.slice.layers.end() < self.slice.depth).then_some(self.batch))
+        Ok((self.slice.layers.end() < self.slice.depth).then(|| self.hidden.split_rows(&self.lengths)))
     }
 }
 
@@ -192,10 +194,9 @@ impl Pass {
         self.close();
         let slice = &*self.slice;
         let Some((block, [first, _])) = slice.blocks.get(self.ran) else { return Ok(None) };
-        let Sequences { hidden, lengths } = &self.batch;
-        let normed = RmsNorm::Plain(first).apply(&slice.device, hidden.data(), slice.sizes.width);
+        let normed = RmsNorm::Plain(first).apply(&slice.device, self.hidden.data(), slice.sizes.width);
         let (k, v) = block.keys_values(&slice.device, &normed, &self.rotation);
-        let entries = split(lengths, slice.sizes.kv_width(), &k, &v);
+        let entries = split(&self.lengths, slice.sizes.kv_width(), &k, &v);
         self.ran += 1;
         if slice.layers.start() + self.ran < slice.depth {
             self.open = Some(Open { normed, k, v });

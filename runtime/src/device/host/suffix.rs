@@ -51,7 +51,7 @@ impl ExpertSlice {
     ///
     /// # Errors
     /// When the shape does not fit, the policy is π0.5, or this is not the first slice.
-    pub fn embed_state(&self, states: &Tensor) -> Result<Tensor, SliceError> {
+    pub(super) fn embed_state(&self, states: &Tensor) -> Result<Tensor, SliceError> {
         let Some(Pi0Embedding { state, .. }) = self.embedding.as_ref().and_then(|e| e.pi0.as_deref()) else {
             return Err(self.not_here("the state projection"));
         };

@@ -165,21 +165,18 @@ impl Exporter<'_> {
         let chip = slice.chips[index];
         let mut wiring = Wiring::default();
         let (ends, begins) = self.edges(place);
-        for edge in ends {
-            let from = self.slice(edge.from);
-            // Cameras are dealt out alike on both sides where both sides deal them out.
-            let (transport, sender) = (from.transport, from.chips[index % from.chips.len()]);
-            if let Some(socket) = self.socket(transport, sender, chip) {
-                wiring.receive.insert("hidden".into(), socket);
+        for (image, camera) in cameras.iter().enumerate() {
+            for edge in &ends {
+                let from = self.slice(edge.from).clone();
+                if let Some(socket) = self.socket(from.transport, chip_of(&from, *camera), chip) {
+                    wiring.receive.insert(format!("hidden {image}"), socket);
+                }
             }
-        }
-        for edge in begins {
-            let to = self.slice(edge.to);
-            let receiver = to.chips[index % to.chips.len()];
-            if let Some(socket) = self.socket(slice.transport, chip, receiver) {
-                wiring.send.insert("hidden".into(), socket);
-                let images = (0..cameras.len()).map(|image| (format!("image {image}"), socket));
-                wiring.send.extend(images);
+            for edge in &begins {
+                let receiver = chip_of(self.slice(edge.to), *camera);
+                if let Some(socket) = self.socket(slice.transport, chip, receiver) {
+                    wiring.send.extend(["hidden", "image"].map(|what| (format!("{what} {image}"), socket)));
+                }
             }
         }
         let (tower, width) = (&self.sizes.vision, self.sizes.vlm.width);
@@ -226,6 +223,7 @@ impl Exporter<'_> {
         let numerics = Numerics::of(slice.weights);
         let pi0 = self.sizes.variant == Variant::Pi0;
         let depth = self.sizes.expert.layers;
+        let requests = self.request.batch.clamp(1, MOST_REQUESTS);
         let (mut state, mut step) = (Wiring::default(), Wiring::default());
         let (ends, begins) = self.edges(place);
         for edge in ends {
@@ -237,7 +235,7 @@ impl Exporter<'_> {
             let Some(socket) = self.socket(from.transport, from.chips[0], chip) else { continue };
             if edge.payload == Payload::Step {
                 state.receive.insert("hidden".into(), socket);
-                step.receive.insert("hidden".into(), socket);
+                step.receive.extend(hidden_of(requests, socket));
                 continue;
             }
             for layer in shared(slice, &from) {
@@ -253,14 +251,13 @@ impl Exporter<'_> {
             let receiver = self.slice(edge.to).chips[0];
             let Some(socket) = self.socket(slice.transport, chip, receiver) else { continue };
             state.send.insert("hidden".into(), socket);
-            step.send.insert("hidden".into(), socket);
+            step.send.extend(hidden_of(requests, socket));
         }
         let mut programs = Vec::new();
         let prefix = self.rows();
         if pi0 {
             programs.push(expert_state(self.sizes, slice.layers, prefix, numerics, state)?);
         }
-        let requests = self.request.batch.clamp(1, MOST_REQUESTS);
         let shape = StepShape { requests, prefix, steps: self.request.steps };
         programs.push(expert_step(self.sizes, slice.layers, shape, numerics, step)?);
         Ok(programs)
@@ -276,6 +273,16 @@ impl Exporter<'_> {
 fn shared(a: &Slice, b: &Slice) -> impl Iterator<Item = usize> + use<> {
     let other = b.layers;
     a.layers.iter().filter(move |layer| other.contains(*layer))
+}
+
+/// The chip of a slice that takes a camera's image.
+fn chip_of(slice: &Slice, camera: usize) -> ChipId {
+    slice.chips[camera % slice.camera_chips()]
+}
+
+/// Hidden states of some requests as programs name them.
+fn hidden_of(requests: usize, socket: SocketId) -> impl Iterator<Item = (String, SocketId)> {
+    (0..requests).map(move |request| (format!("hidden of {request}"), socket))
 }
 
 /// Keys and values of a layer as programs name them.

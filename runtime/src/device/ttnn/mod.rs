@@ -15,8 +15,9 @@ pub mod program;
 mod slices;
 mod weights;
 
-pub use chip::{Chip, ChipError, LoadedProgram};
+pub use chip::{Chip, ChipError, Kept, LoadedProgram};
 pub use interpret::Interpreter;
 pub use packed::{Packed, Values};
-pub use slices::{TtnnExpert, TtnnPrefix, TtnnVision};
+pub(crate) use slices::Resident;
+pub use slices::{Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision};
 pub use weights::{WeightCache, WeightError, Weights};

@@ -5,6 +5,7 @@
 //! logical shapes: what fills tiles up on a chip does not exist.
 
 mod attention;
+mod kept;
 mod ops;
 mod rearrange;
 mod sockets;
@@ -12,9 +13,11 @@ mod sockets;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use super::chip::{Chip, ChipError, LoadedProgram};
+use tensact_topology::ChipId;
+
+use super::chip::{Chip, ChipError, Kept, LoadedProgram, check_fill, with_more_rows};
 use super::packed::Packed;
-use super::program::{Call, Op, Origin, Program, Segment, ValueId, check};
+use super::program::{Call, Op, Origin, Program, Segment, TensorSpec, ValueId, check};
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
 use crate::device::host::{ComputeDtype, HostDevice, NoThreads};
@@ -22,7 +25,7 @@ use sockets::Sockets;
 
 /// A chip of a board that is interpreted on the host. All chips of a board share threads, weights and sockets.
 pub struct Interpreter {
-    number: u32,
+    id: ChipId,
     board: Arc<Board>,
 }
 
@@ -43,12 +46,12 @@ impl Interpreter {
 
     /// Chip 0 of a board with these weights, on the threads that make them.
     pub fn with_weights(weights: Weights) -> Arc<Self> {
-        Arc::new(Self { number: 0, board: Arc::new(Board { weights, sockets: Sockets::default() }) })
+        Arc::new(Self { id: ChipId(0), board: Arc::new(Board { weights, sockets: Sockets::default() }) })
     }
 
     /// Another chip of the same board: what one sends the other receives.
-    pub fn chip(&self, number: u32) -> Arc<Self> {
-        Arc::new(Self { number, board: Arc::clone(&self.board) })
+    pub fn chip(&self, id: ChipId) -> Arc<Self> {
+        Arc::new(Self { id, board: Arc::clone(&self.board) })
     }
 
     fn weight(&self, program: &Program, id: ValueId) -> Result<Option<Held>, ChipError> {
@@ -64,10 +67,14 @@ impl Interpreter {
 }
 
 impl Chip for Interpreter {
+    fn id(&self) -> ChipId {
+        self.id
+    }
+
     fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
         check(&program)?;
         let held = program.ids().map(|(id, _)| self.weight(&program, id)).collect::<Result<_, _>>()?;
-        Ok(Box::new(Loaded { number: self.number, board: Arc::clone(&self.board), program, held }))
+        Ok(Box::new(Loaded { chip: self.id, board: Arc::clone(&self.board), program, held }))
     }
 }
 
@@ -82,7 +89,7 @@ enum Held {
 }
 
 struct Loaded {
-    number: u32,
+    chip: ChipId,
     board: Arc<Board>,
     program: Arc<Program>,
     /// By the tensor's number; `None` before something is written, and after it is freed.
@@ -127,6 +134,30 @@ impl LoadedProgram for Loaded {
             Err(message) => Err(self.failed("read".into(), message)),
         }
     }
+
+    fn keep(&mut self, value: ValueId, _: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
+        let kept = match self.floats(value) {
+            Ok(floats) => kept::Floats { spec: self.program.value(value).spec, values: floats.values },
+            Err(message) => return Err(self.failed("keep".into(), message)),
+        };
+        Ok(Arc::new(kept))
+    }
+
+    fn make_room(&mut self, _: ValueId, _: ChipId, _: usize) -> Result<(), ChipError> {
+        Ok(())
+    }
+
+    fn fill(&mut self, input: ValueId, from: &dyn Kept) -> Result<(), ChipError> {
+        check_fill(&self.program, input, from.spec())?;
+        let (found, expected) = (from.spec(), self.program.value(input).spec);
+        let values = kept::values(from)?;
+        let values = match found.shape == expected.shape {
+            true => values,
+            false => Arc::new(with_more_rows(&values, found, expected)),
+        };
+        self.held[input.index()] = Some(Held::Floats(values));
+        Ok(())
+    }
 }
 
 fn place(segment: &Segment, index: usize, call: &Call) -> String {
@@ -147,16 +178,11 @@ impl Floats {
 
 impl Loaded {
     fn failed(&self, place: String, message: String) -> ChipError {
-        ChipError::Failed { chip: self.number, program: self.program.name.clone(), place, message }
+        ChipError::Failed { chip: self.chip.0, program: self.program.name.clone(), place, message }
     }
 
     /// The spec of an input of that many floats, or numbers.
-    fn input(
-        &self,
-        id: ValueId,
-        found: usize,
-        floats: bool,
-    ) -> Result<super::program::TensorSpec, ChipError> {
+    fn input(&self, id: ValueId, found: usize, floats: bool) -> Result<TensorSpec, ChipError> {
         let Some(value) = self.program.values.get(id.index()) else {
             return Err(self.failed("write".into(), format!("there is no value {}", id.index())));
         };

@@ -79,11 +79,11 @@ pub fn expert_state(
 }
 
 /// One denoising step of some requests, each at its own step. With `r` rows for the actions of a request (the horizon in
-/// whole tiles) and `n` for all requests, takes `actions` `[1, 1, n, action_dim]` in f32 (first slice) or `hidden`
-/// `[1, 1, n, width]`; `positions` and `steps` of all rows; for each request `keys that count of 0`
+/// whole tiles) and `n` for all requests, takes `actions` `[1, 1, n, action_dim]` in f32 (first slice) or `hidden of 0` …
+/// `[1, 1, r, width]`; `positions` and `steps` of all rows; for each request `keys that count of 0`
 /// `[1, 1, 1, keys]`, where keys are those of the prefix, 32 for π0's state token, and `r`; and for each layer and request
-/// `keys 3 of 0`, `values 3 of 0`, and for π0 `state keys 3 of 0`, `state values 3 of 0`. Gives `hidden`, or `velocity`
-/// `[1, 1, n, action_dim]` in f32 (last slice). The only slice of its stage also has a segment `advance`, which takes the
+/// `keys 3 of 0`, `values 3 of 0`, and for π0 `state keys 3 of 0`, `state values 3 of 0`. Gives `hidden of 0` …, or
+/// `velocity` `[1, 1, n, action_dim]` in f32 (last slice). The only slice of its stage also has a segment `advance`, which takes the
 /// Euler step in f32 and leaves the result in `actions`.
 ///
 /// # Errors
@@ -152,7 +152,11 @@ impl Denoising<'_> {
             hidden = self.block(b, layer, hidden, &shared)?;
         }
         if layers.end() < expert.layers {
-            return b.output("hidden", hidden);
+            for request in 0..self.shape.requests {
+                let own = b.cut(hidden, 2, request * self.rows..(request + 1) * self.rows)?;
+                b.output(format!("hidden of {request}"), own)?;
+            }
+            return Ok(());
         }
         b.segment("end");
         let (normed, _) = self.norm(b, &format!("{EXPERT}.norm"), hidden, &shared)?;
@@ -175,7 +179,10 @@ impl Denoising<'_> {
         let ModelSizes { expert, action_dim, variant, .. } = self.sizes;
         let (rows, width) = (self.all_rows(), expert.width);
         if layers.start() > 0 {
-            return Ok((None, b.input("hidden", TensorSpec::tiles([1, 1, rows, width], Dtype::Bf16))?));
+            let spec = TensorSpec::tiles([1, 1, self.rows, width], Dtype::Bf16);
+            let parts = (0..self.shape.requests).map(|request| b.input(format!("hidden of {request}"), spec));
+            let parts = parts.collect::<Result<_, _>>()?;
+            return Ok((None, b.concat(parts, 2)?));
         }
         let actions = b.input("actions", TensorSpec::tiles([1, 1, rows, *action_dim], Dtype::F32))?;
         let tokens = edge(b, actions, "action_in_proj", [*action_dim, width], Dtype::Bf16)?;

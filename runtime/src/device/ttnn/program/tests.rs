@@ -107,8 +107,8 @@ fn programs(
         names.map(|name| (name, SocketId(socket))).collect::<BTreeMap<_, _>>()
     };
     let wiring = |layers| Wiring {
-        receive: named(&["hidden"], layers, 0),
-        send: named(&["hidden", "image 0"], layers, 1),
+        receive: named(&["hidden", "hidden 0", "hidden of 0"], layers, 0),
+        send: named(&["hidden", "hidden 0", "hidden of 0", "image 0"], layers, 1),
     };
     let step = StepShape { requests: cameras, prefix: rows, steps: 10 };
     let mut programs = vec![

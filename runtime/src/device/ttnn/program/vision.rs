@@ -17,8 +17,9 @@ const EPSILON: f32 = 1e-6;
 const CHUNKS: [usize; 2] = [128, 256];
 
 /// Some blocks over images of `grid × grid` patches each. Takes `images` `[n, 1, rows, 3 · patch²]` (first slice) or
-/// `hidden` `[n, 1, rows, width]`; gives `image 0` … `[1, 1, rows, VLM width]` (last slice) or `hidden`. `rows` are the
-/// patches of an image in whole tiles.
+/// `hidden 0` … `[1, 1, rows, width]`; gives `image 0` … `[1, 1, rows, VLM width]` (last slice) or `hidden 0` …. `rows`
+/// are the patches of an image in whole tiles. Images go in and out one by one, because every slice may see others of them
+/// together.
 ///
 /// # Errors
 /// When a call would be refused.
@@ -34,11 +35,7 @@ pub fn vision(
     let name = format!("vision {layers}, {images} images of {} patches", grid * grid);
     let mut b = Builder::new(name, numerics, wiring);
     let tower = Tower { sizes, images, patches: grid * grid, rows: tile_rows(grid * grid) };
-    let mut hidden = if layers.start() == 0 {
-        tower.embed(&mut b, grid)?
-    } else {
-        b.input("hidden", TensorSpec::tiles([images, 1, tower.rows, sizes.width], Dtype::Bf16))?
-    };
+    let mut hidden = if layers.start() == 0 { tower.embed(&mut b, grid)? } else { tower.gather(&mut b)? };
     for layer in layers.iter() {
         b.segment(format!("layer {layer}"));
         hidden = tower.block(&mut b, layer, hidden)?;
@@ -46,12 +43,9 @@ pub fn vision(
     if layers.end() == sizes.layers {
         b.segment("project");
         let tokens = tower.project(&mut b, hidden, vlm_width)?;
-        for image in 0..images {
-            let of_image = b.cut(tokens, 0, image..image + 1)?;
-            b.output(format!("image {image}"), of_image)?;
-        }
+        tower.deal_out(&mut b, "image", tokens)?;
     } else {
-        b.output("hidden", hidden)?;
+        tower.deal_out(&mut b, "hidden", hidden)?;
     }
     Ok(b.finish())
 }
@@ -85,6 +79,24 @@ impl Tower<'_> {
             Recipe::Positions { grid, rows: self.rows },
         );
         b.add(embedded, positions)
+    }
+
+    /// Hidden states of all images as one.
+    fn gather(&self, b: &mut Builder) -> Result<ValueId, ProgramError> {
+        b.segment("embed");
+        let spec = TensorSpec::tiles([1, 1, self.rows, self.sizes.width], Dtype::Bf16);
+        let parts = (0..self.images).map(|image| b.input(format!("hidden {image}"), spec));
+        let parts = parts.collect::<Result<_, _>>()?;
+        b.concat(parts, 0)
+    }
+
+    /// Each image of a result by itself.
+    fn deal_out(&self, b: &mut Builder, what: &str, x: ValueId) -> Result<(), ProgramError> {
+        for image in 0..self.images {
+            let of_image = b.cut(x, 0, image..image + 1)?;
+            b.output(format!("{what} {image}"), of_image)?;
+        }
+        Ok(())
     }
 
     fn block(&self, b: &mut Builder, layer: usize, hidden: ValueId) -> Result<ValueId, ProgramError> {

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant};
+use tensact_topology::{ChipId, LayerRange, ModelSizes, RequestShape, StageKind, Variant};
 
 use super::first_step::Following;
 use super::pool::{Lease, Pool};
-use super::rows::{by_head, first_rows, mask_row, spread_rows};
+use super::resident::Destination;
+use super::rows::{Form, Heads, ValidRows, mask_row, spread_rows};
 use crate::Tensor;
+use crate::device::host::of_shape;
 use crate::device::ttnn::program::{
     Numerics, PrefixRows, StepShape, TILE, Wiring, expert_state, expert_step,
 };
@@ -33,13 +35,14 @@ pub struct TtnnExpert {
     pub(super) sizes: ModelSizes,
     pub(super) layers: LayerRange,
     numerics: Numerics,
+    pub(super) to: Destination,
     steps: Arc<Pool<StepShape, Held>>,
     states: Arc<Pool<PrefixRows>>,
 }
 
 impl TtnnExpert {
     /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape, one at a
-    /// time and as many together as it says.
+    /// time and as many together as it says. Hidden states go to `to`, velocities to the host.
     ///
     /// # Errors
     /// When the expert has no such blocks, or the chip cannot load them.
@@ -49,21 +52,29 @@ impl TtnnExpert {
         layers: LayerRange,
         numerics: Numerics,
         request: &RequestShape,
+        to: Destination,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.expert.layers, layers)?;
         let slice = Self {
             sizes: *sizes,
             layers,
             numerics,
+            to,
             steps: Pool::new(Arc::clone(&chip)),
             states: Pool::new(chip),
         };
         let prefix = PrefixRows::holding(request.prefix_tokens(sizes));
         if sizes.variant == Variant::Pi0 {
-            slice.lease_state(prefix)?;
+            let mut lease = slice.lease_state(prefix)?;
+            if !slice.is_last() {
+                lease.make_room("hidden", to)?;
+            }
         }
         for requests in BTreeSet::from([1, request.batch.clamp(1, MOST_REQUESTS)]) {
-            slice.lease_step(StepShape { requests, prefix, steps: request.steps }, &[])?;
+            let mut lease = slice.lease_step(StepShape { requests, prefix, steps: request.steps }, &[])?;
+            for place in (0..requests).filter(|_| !slice.is_last()) {
+                lease.make_room(&format!("hidden of {place}"), to)?;
+            }
         }
         Ok(slice)
     }
@@ -103,14 +114,25 @@ impl TtnnExpert {
         if self.is_first() { self.sizes.action_dim } else { self.sizes.expert.width }
     }
 
-    fn is_last(&self) -> bool {
+    /// The chip that it runs on.
+    pub(super) fn chip(&self) -> ChipId {
+        self.states.chip()
+    }
+
+    /// Where the rows of a prefix lie in its keys and values, those of a state token not counted.
+    fn prefix_rows(&self, cache: &KvCache) -> ValidRows {
+        let tokens = cache.tokens().saturating_sub(self.state_tokens());
+        ValidRows::of_prefix(&cache.entry(0).keys, tokens)
+    }
+
+    pub(super) fn is_last(&self) -> bool {
         self.layers.end() == self.sizes.expert.layers
     }
 
     /// Some requests that all integrate in the same number of steps.
     fn step_alike(&self, inputs: &[&StepInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
-        let tokens = inputs.iter().map(|input| input.cache.tokens().saturating_sub(self.state_tokens()));
-        let prefix = PrefixRows::holding(tokens.max().unwrap_or(0));
+        let rows = inputs.iter().map(|input| self.prefix_rows(input.cache).padded());
+        let prefix = PrefixRows::holding(rows.max().unwrap_or(0));
         let steps = inputs[0].step.of().count();
         let shape = StepShape { requests: inputs.len(), prefix, steps };
         let mut lease = self.lease_step(shape, inputs)?;
@@ -121,7 +143,8 @@ impl TtnnExpert {
         };
         let ordered: Vec<&StepInput<'_>> = (0..inputs.len()).map(by_place).collect();
         let x: Vec<&Tensor> = ordered.iter().map(|input| input.x).collect();
-        let at: Vec<(Step, usize)> = ordered.iter().map(|input| (input.step, input.cache.tokens())).collect();
+        let at: Vec<(Step, ValidRows)> =
+            ordered.iter().map(|input| (input.step, self.prefix_rows(input.cache))).collect();
         self.begin(&mut lease, &x, &at)?;
         for layer in self.layers.iter() {
             lease.run(&format!("layer {layer}"))?;
@@ -166,53 +189,74 @@ impl TtnnExpert {
         place: usize,
         entry: &KeyValue,
     ) -> Result<(), ChipError> {
-        let expert = &self.sizes.expert;
-        let rows = lease.key().prefix.count();
-        let split = (entry.tokens() - self.state_tokens()) * expert.kv_width();
+        let tokens = entry.tokens() - self.state_tokens();
+        let form = self.heads(ValidRows::first(tokens, lease.key().prefix.count()));
         for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
-            let (prefix, state) = part.data().split_at(split);
-            lease.write(&format!("{what} {layer} of {place}"), &by_head(prefix, expert, rows))?;
-            if self.state_tokens() > 0 {
-                let name = format!("state {what} {layer} of {place}");
-                lease.write(&name, &by_head(state, expert, TILE))?;
+            let (input, state) =
+                (format!("{what} {layer} of {place}"), format!("state {what} {layer} of {place}"));
+            if let Some(resident) = part.resident() {
+                lease.fill(&input, resident.kept())?;
+                resident.state().map_or(Ok(()), |own| lease.fill(&state, own))?;
+                continue;
+            }
+            let (of_prefix, own) = part.data().split_at(tokens * part.width());
+            lease.write(&input, &form.spread(of_prefix))?;
+            if !own.is_empty() {
+                lease.write(&state, &form.of_one_row().spread(own))?;
             }
         }
         Ok(())
     }
 
-    /// Everything before the first block: `x` are actions or hidden states, each at its own step behind so many tokens.
+    /// Keys, or values, of such rows.
+    pub(super) fn heads(&self, rows: ValidRows) -> Form {
+        Form::Heads(rows, Heads::of(&self.sizes.expert))
+    }
+
+    /// Everything before the first block: `x` are actions or hidden states, each at its own step behind a prefix.
     pub(super) fn begin(
         &self,
         lease: &mut StepLease,
         x: &[&Tensor],
-        at: &[(Step, usize)],
+        at: &[(Step, ValidRows)],
     ) -> Result<(), SliceError> {
         let (rows, horizon) = (self.rows(), self.sizes.horizon);
-        let blocks: Vec<&[f32]> = x.iter().map(|x| x.data()).collect();
-        let input = if self.is_first() { "actions" } else { "hidden" };
-        lease.write(input, &spread_rows(&blocks, self.x_width(), rows))?;
+        if self.is_first() {
+            let blocks: Vec<&[f32]> = x.iter().map(|x| x.data()).collect();
+            lease.write("actions", &spread_rows(&blocks, self.x_width(), rows))?;
+        } else {
+            for (place, x) in x.iter().enumerate() {
+                lease.take(&format!("hidden of {place}"), x, &self.action_rows())?;
+            }
+        }
         let mut positions = Vec::with_capacity(x.len() * rows);
         let mut steps = Vec::with_capacity(x.len() * rows);
-        for (step, tokens) in at {
+        for (step, prefix) in at {
+            let tokens = prefix.count() + self.state_tokens();
             positions.extend((0..rows).map(|i| if i < horizon { (tokens + i) as u32 } else { 0 }));
             steps.extend(std::iter::repeat_n(step.index() as u32, rows));
         }
         lease.write_numbers("positions", &positions)?;
         lease.write_numbers("steps", &steps)?;
-        for (place, (_, tokens)) in at.iter().enumerate() {
-            let mask = self.key_mask(lease.key().prefix, *tokens);
+        for (place, (_, prefix)) in at.iter().enumerate() {
+            let mask = self.key_mask(lease.key().prefix, prefix);
             lease.write(&format!("keys that count of {place}"), &mask)?;
         }
         Ok(lease.run("begin")?)
     }
 
-    /// The keys that action tokens attend to behind a cache of so many tokens: the prefix, π0's state token, and the
-    /// actions themselves.
-    fn key_mask(&self, prefix: PrefixRows, tokens: usize) -> Vec<f32> {
+    /// How the actions of a request lie in a program.
+    fn action_rows(&self) -> Form {
+        Form::Rows(ValidRows::first(self.sizes.horizon, self.rows()))
+    }
+
+    /// The keys that action tokens attend to: the prefix, π0's state token, and the actions themselves.
+    fn key_mask(&self, bucket: PrefixRows, prefix: &ValidRows) -> Vec<f32> {
         let state = self.state_tokens();
-        let behind_prefix = prefix.count();
+        let behind_prefix = bucket.count();
         let behind_state = behind_prefix + state * TILE;
-        let counting = (0..tokens - state)
+        let counting = prefix
+            .places()
             .chain(behind_prefix..behind_prefix + state)
             .chain(behind_state..behind_state + self.sizes.horizon);
         mask_row(behind_state + self.rows(), counting)
@@ -221,15 +265,18 @@ impl TtnnExpert {
     /// Hidden states or velocities of each place.
     pub(super) fn end(&self, lease: &mut StepLease) -> Result<Vec<Tensor>, SliceError> {
         lease.run("end")?;
-        let (name, width) = if self.is_last() {
-            ("velocity", self.sizes.action_dim)
-        } else {
-            ("hidden", self.sizes.expert.width)
+        let requests = 0..lease.key().requests;
+        if !self.is_last() {
+            let hidden = requests
+                .map(|place| Ok(lease.give(&format!("hidden of {place}"), &self.action_rows(), self.to)?));
+            return hidden.collect();
+        }
+        let velocities = lease.read("velocity")?;
+        let (rows, horizon, width) = (self.rows(), self.sizes.horizon, self.sizes.action_dim);
+        let of_place = |place| {
+            of_shape([horizon, width], velocities[place * rows * width..][..horizon * width].to_vec())
         };
-        let horizon = self.sizes.horizon;
-        let output = lease.read(name)?;
-        let places = output.chunks_exact(self.rows() * width);
-        Ok(places.map(|place| first_rows(place, horizon, width)).collect())
+        Ok(requests.map(of_place).collect())
     }
 
     pub(super) fn check_x(&self, x: &Tensor) -> Result<(), SliceError> {
@@ -267,10 +314,10 @@ impl ExpertStage for TtnnExpert {
 
     fn cache_state(
         &self,
-        hidden: &Tensor,
+        states: &[Tensor],
         caches: &mut [&mut KvCache],
-    ) -> Result<Option<Tensor>, SliceError> {
-        self.cache_states(hidden, caches)
+    ) -> Result<Option<Vec<Tensor>>, SliceError> {
+        self.cache_states(states, caches)
     }
 
     /// Requests that integrate in different numbers of steps have different time tables and go one after the other.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tensact_topology::Variant;
 
 use super::expert::{StepLease, TtnnExpert};
+use super::rows::ValidRows;
 use super::state::StateToken;
 use crate::Tensor;
 use crate::device::ttnn::program::{PrefixRows, StepShape};
@@ -40,20 +41,22 @@ impl Following {
         slice.check_x(&x)?;
         match (slice.sizes.variant, &state) {
             (Variant::Pi0, None) => return Err(slice.shape("a state", "[1, width]".into(), &[0])),
-            (_, Some(state)) => slice.check_states(state, 1)?,
+            (_, Some(state)) => slice.check_state(state)?,
             (Variant::Pi05, None) => {}
         }
         Ok(Self { slice, step, x, state, begun: None, entries: Vec::new() })
     }
 
-    fn begun(&mut self, tokens: usize) -> Result<Begun, SliceError> {
+    fn begun(&mut self, entry: &KeyValue) -> Result<Begun, SliceError> {
         let Self { slice, step, x, state, .. } = self;
-        let prefix = PrefixRows::holding(tokens);
+        let tokens = entry.tokens();
+        let rows = ValidRows::of_prefix(&entry.keys, tokens);
+        let prefix = PrefixRows::holding(rows.padded());
         let shape = StepShape { requests: 1, prefix, steps: step.of().count() };
         let mut actions = slice.lease_step(shape, &[])?;
         actions.holds = vec![None];
-        slice.begin(&mut actions, &[x], &[(*step, tokens + slice.state_tokens())])?;
-        let state = state.as_ref().map(|state| StateToken::begin(slice, state.data(), tokens)).transpose()?;
+        let state = state.as_ref().map(|state| StateToken::begin(slice, state, rows.clone())).transpose()?;
+        slice.begin(&mut actions, &[x], &[(*step, rows)])?;
         Ok(Begun { prefix_tokens: tokens, state, actions })
     }
 }
@@ -68,7 +71,7 @@ impl FirstStep for Following {
         let tokens = self.begun.as_ref().map_or(entry.tokens(), |begun| begun.prefix_tokens);
         SliceError::check_entry(self.slice.sizes.expert.kv_width(), tokens, &entry)?;
         if self.begun.is_none() {
-            self.begun = Some(self.begun(tokens)?);
+            self.begun = Some(self.begun(&entry)?);
         }
         let Self { slice, begun: Some(begun), entries, .. } = self else { return Ok(()) };
         let layer = range.start() + index;

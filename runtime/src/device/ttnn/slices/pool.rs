@@ -3,11 +3,19 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::device::ttnn::program::{Program, ProgramError};
-use crate::device::ttnn::{Chip, ChipError, LoadedProgram};
+use tensact_topology::ChipId;
+
+use super::resident::{Destination, Resident};
+use super::rows::Form;
+use crate::Tensor;
+use crate::device::ttnn::program::{Program, ProgramError, ValueId};
+use crate::device::ttnn::{Chip, ChipError, Kept, LoadedProgram};
 
 /// Programs that a slice keeps loaded while they do not run. Shapes are few: lengths of prefixes are rounded up.
 const KEPT: usize = 8;
+
+/// Tensors of a kind that a slice makes room for where they go: while one is read the next can arrive.
+const LANDINGS: usize = 2;
 
 /// Loads programs when their shape is first asked for, and keeps those last used.
 pub(super) struct Pool<K, T = ()> {
@@ -25,6 +33,11 @@ pub(super) struct Loaded<T> {
 impl<K: PartialEq + Copy, T: Default> Pool<K, T> {
     pub(super) fn new(chip: Arc<dyn Chip>) -> Arc<Self> {
         Arc::new(Self { chip, idle: Mutex::default() })
+    }
+
+    /// The chip that they run on.
+    pub(super) fn chip(&self) -> ChipId {
+        self.chip.id()
     }
 
     /// The program of this shape, for one user at a time; made with `build` when none lies idle.
@@ -97,14 +110,59 @@ impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
         found.map_or(Ok(()), |id| self.program.write_numbers(id, numbers))
     }
 
+    /// The same for a tensor that lies on a chip.
+    pub(super) fn fill(&mut self, input: &str, from: &dyn Kept) -> Result<(), ChipError> {
+        let found = self.program.program().input(input);
+        found.map_or(Ok(()), |id| self.program.fill(id, from))
+    }
+
+    /// The same for what a slice takes: from the chip where it lies, or from the host into the places of a form.
+    pub(super) fn take(&mut self, input: &str, tensor: &Tensor, form: &Form) -> Result<(), ChipError> {
+        match tensor.resident() {
+            Some(resident) => self.fill(input, resident.kept()),
+            None => self.write(input, &form.spread(tensor.data())),
+        }
+    }
+
+    pub(super) fn output(&self, name: &str) -> Result<ValueId, ChipError> {
+        let program = self.program.program();
+        let mut outputs = program.segments.iter().flat_map(|segment| &segment.outputs);
+        let found = outputs.find(|(output, _)| output == name).map(|(_, id)| *id);
+        found.ok_or_else(|| ChipError::NoOutput { program: program.name.clone(), output: name.into() })
+    }
+
     /// An output by name.
     pub(super) fn read(&mut self, output: &str) -> Result<Vec<f32>, ChipError> {
-        let program = Arc::clone(self.program.program());
-        let mut outputs = program.segments.iter().flat_map(|segment| &segment.outputs);
-        match outputs.find(|(name, _)| name == output) {
-            Some((_, id)) => self.program.read(*id),
-            None => Err(ChipError::NoOutput { program: program.name.clone(), output: output.into() }),
+        let id = self.output(output)?;
+        self.program.read(id)
+    }
+
+    /// Leaves an output by itself on a chip.
+    pub(super) fn keep(&mut self, output: &str, on: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
+        let id = self.output(output)?;
+        self.program.keep(id, on)
+    }
+
+    /// An output for whoever comes next.
+    pub(super) fn give(&mut self, output: &str, form: &Form, to: Destination) -> Result<Tensor, ChipError> {
+        let spec = self.program.program().value(self.output(output)?).spec;
+        let shape = form.shape(spec);
+        match to {
+            Destination::Host => {
+                let values = form.gather(&self.read(output)?, spec);
+                Ok(Tensor::new(shape, values).expect("as many values as valid rows hold"))
+            }
+            Destination::Chip(chip) => {
+                Ok(Tensor::on_chip(shape, Resident::new(form.clone(), self.keep(output, chip)?)))
+            }
         }
+    }
+
+    /// Makes room where an output will go.
+    pub(super) fn make_room(&mut self, output: &str, to: Destination) -> Result<(), ChipError> {
+        let Destination::Chip(chip) = to else { return Ok(()) };
+        let id = self.output(output)?;
+        self.program.make_room(id, chip, LANDINGS)
     }
 }
 
@@ -141,7 +199,7 @@ mod tests {
     use tensact_topology::WeightDtype;
 
     use super::*;
-    use crate::device::ttnn::program::{Builder, Numerics, ValueId, Wiring};
+    use crate::device::ttnn::program::{Builder, Numerics, Wiring};
 
     /// Counts what is loaded on it, and refuses while it is full.
     #[derive(Default)]
@@ -156,6 +214,10 @@ mod tests {
     }
 
     impl Chip for Counting {
+        fn id(&self) -> ChipId {
+            ChipId(0)
+        }
+
         fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
             self.loads.fetch_add(1, Ordering::Relaxed);
             if self.there.load(Ordering::Relaxed) > KEPT {
@@ -186,6 +248,18 @@ mod tests {
 
         fn read(&mut self, _: ValueId) -> Result<Vec<f32>, ChipError> {
             Ok(Vec::new())
+        }
+
+        fn keep(&mut self, value: ValueId, _: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
+            Err(ChipError::NoOutput { program: self.program.name.clone(), output: format!("{value:?}") })
+        }
+
+        fn make_room(&mut self, _: ValueId, _: ChipId, _: usize) -> Result<(), ChipError> {
+            Ok(())
+        }
+
+        fn fill(&mut self, _: ValueId, _: &dyn Kept) -> Result<(), ChipError> {
+            Ok(())
         }
     }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind};
 
 use super::pool::{Lease, Pool};
-use super::rows::{first_rows, from_heads, mask_row, spread_rows};
+use super::resident::Destination;
+use super::rows::{Form, Heads, ValidRows, mask_row};
 use crate::Tensor;
-use crate::device::host::of_shape;
 use crate::device::ttnn::Chip;
 use crate::device::ttnn::program::{Numerics, PrefixRows, TILE, Wiring, prefix_embedding, prefix_layers};
 use crate::device::{PrefixInput, PrefixPass, PrefixStage, SliceError};
-use crate::model::{KeyValue, Sequences};
+use crate::model::KeyValue;
 
 const STAGE: StageKind = StageKind::Prefix;
 
@@ -20,8 +20,31 @@ pub struct TtnnPrefix {
     sizes: ModelSizes,
     layers: LayerRange,
     numerics: Numerics,
+    to: PrefixDestinations,
     embeddings: Arc<Pool<Parts>>,
     layers_over: Arc<Pool<PrefixRows>>,
+}
+
+/// Where a slice of the VLM leaves what it computes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PrefixDestinations {
+    /// Hidden states, for the next slice.
+    pub hidden: Destination,
+    /// Keys and values of these layers; those of all others go to the host.
+    pub caches: Vec<(LayerRange, Destination)>,
+}
+
+impl PrefixDestinations {
+    fn cache(&self, layer: usize) -> Destination {
+        let found = self.caches.iter().find(|(layers, _)| layers.contains(layer));
+        found.map_or(Destination::Host, |(_, to)| *to)
+    }
+
+    /// Whether anything goes to a chip.
+    fn any_chip(&self) -> bool {
+        let all = self.caches.iter().map(|(_, to)| *to).chain([self.hidden]);
+        all.into_iter().any(|to| to != Destination::Host)
+    }
 }
 
 /// What a prefix is assembled of: so many images of so many patches each, and so many tokens in whole tiles.
@@ -33,7 +56,8 @@ struct Parts {
 }
 
 impl TtnnPrefix {
-    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape.
+    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape. What it
+    /// computes goes to `to`.
     ///
     /// # Errors
     /// When the VLM has no such blocks, or the chip cannot load them.
@@ -43,15 +67,25 @@ impl TtnnPrefix {
         layers: LayerRange,
         numerics: Numerics,
         request: &RequestShape,
+        to: PrefixDestinations,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.vlm.layers, layers)?;
         let (embeddings, layers_over) = (Pool::new(Arc::clone(&chip)), Pool::new(chip));
-        let slice = Self { sizes: *sizes, layers, numerics, embeddings, layers_over };
+        let slice = Self { sizes: *sizes, layers, numerics, to, embeddings, layers_over };
         if layers.start() == 0 {
             let (patches, tokens) = (sizes.vision.patches(), request.prompt_tokens.next_multiple_of(TILE));
             slice.lease_embedding(Parts { images: request.cameras, patches, tokens })?;
         }
-        slice.lease_layers(PrefixRows::holding(request.prefix_tokens(sizes)))?;
+        let mut lease = slice.lease_layers(PrefixRows::holding(request.prefix_tokens(sizes)))?;
+        for layer in layers.iter() {
+            for what in ["keys", "values"] {
+                lease.make_room(&format!("{what} {layer}"), slice.to.cache(layer))?;
+            }
+        }
+        if !slice.is_last() {
+            lease.make_room("hidden", slice.to.hidden)?;
+        }
+        drop(lease);
         Ok(slice)
     }
 
@@ -67,9 +101,12 @@ impl TtnnPrefix {
         Ok(self.layers_over.lease(rows, build)?)
     }
 
+    fn is_last(&self) -> bool {
+        self.layers.end() == self.sizes.vlm.layers
+    }
+
     /// The hidden states of one prefix, `[tokens, width]`.
-    fn embed_one(&self, input: &PrefixInput<'_>) -> Result<Vec<f32>, SliceError> {
-        let width = self.sizes.vlm.width;
+    fn embed_one(&self, input: &PrefixInput<'_>) -> Result<Tensor, SliceError> {
         let patches = self.patches(input)?;
         if let Some(&token) = input.tokens.iter().find(|token| **token as usize >= self.sizes.vocab) {
             return Err(SliceError::NoSuchToken { token, vocab: self.sizes.vocab });
@@ -77,20 +114,22 @@ impl TtnnPrefix {
         let (images, tokens) = (input.images.len(), input.tokens.len().next_multiple_of(TILE));
         let mut lease = self.lease_embedding(Parts { images, patches, tokens })?;
         let padded = patches.next_multiple_of(TILE);
+        let image_rows = Form::Rows(ValidRows::first(patches, padded));
         for (camera, image) in input.images.iter().enumerate() {
-            lease.write(&format!("image {camera}"), &spread_rows(&[image.data()], width, padded))?;
+            lease.take(&format!("image {camera}"), image, &image_rows)?;
         }
         let mut ids = input.tokens.to_vec();
         ids.resize(tokens, 0);
         lease.write_numbers("tokens", &ids)?;
         lease.run("embed")?;
-        let embedded = lease.read("hidden")?;
         let starts = (0..images).map(|camera| (camera * padded, patches));
-        let parts = starts.chain(std::iter::once((images * padded, input.tokens.len())));
-        Ok(parts
-            .flat_map(|(start, rows)| &embedded[start * width..(start + rows) * width])
-            .copied()
-            .collect())
+        let parts = starts.chain([(images * padded, input.tokens.len())]);
+        let spans = parts.map(|(start, rows)| start..start + rows).collect();
+        let rows = PrefixRows::holding(images * padded + tokens);
+        // What is to lie on chips behind this slice need not leave its own before.
+        let to =
+            if self.to.any_chip() { Destination::Chip(self.embeddings.chip()) } else { Destination::Host };
+        Ok(lease.give("hidden", &Form::Rows(ValidRows::spans(spans, rows.count())), to)?)
     }
 
     /// Patches of each image; images of one request must have one size here.
@@ -120,36 +159,29 @@ impl PrefixStage for TtnnPrefix {
         self.layers
     }
 
-    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Sequences, SliceError> {
+    fn embed(&self, inputs: &[PrefixInput<'_>]) -> Result<Vec<Tensor>, SliceError> {
         if self.layers.start() > 0 {
             return Err(SliceError::NotHere { stage: STAGE, what: "the token table", range: self.layers });
         }
-        let width = self.sizes.vlm.width;
-        let mut hidden = Vec::new();
-        let mut lengths = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            let embedded = self.embed_one(input)?;
-            lengths.push(embedded.len() / width);
-            hidden.extend(embedded);
-        }
-        Ok(Sequences { hidden: of_shape([hidden.len() / width, width], hidden), lengths })
+        inputs.iter().map(|input| self.embed_one(input)).collect()
     }
 
-    fn begin(self: Arc<Self>, batch: Sequences) -> Result<Box<dyn PrefixPass>, SliceError> {
+    fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError> {
         let width = self.sizes.vlm.width;
-        let rows: usize = batch.lengths.iter().sum();
-        if batch.hidden.shape() != [rows, width] || batch.lengths.contains(&0) {
-            return Err(shape("hidden states", format!("[{rows}, {width}]"), batch.hidden.shape()));
+        let fits =
+            |hidden: &&Tensor| matches!(*hidden.shape(), [tokens, found] if tokens > 0 && found == width);
+        if let Some(odd) = batch.iter().find(|hidden| !fits(hidden)) {
+            return Err(shape("hidden states", format!("[1 or more tokens, {width}]"), odd.shape()));
         }
         let sequences =
-            batch.parts().map(|hidden| Sequence::begin(&self, &hidden)).collect::<Result<_, _>>()?;
+            batch.iter().map(|hidden| Sequence::begin(&self, hidden)).collect::<Result<_, _>>()?;
         Ok(Box::new(Pass { slice: self, sequences, ran: 0 }))
     }
 }
 
 /// One prefix on its way through the slice, in a program of its own: attention of one takes nothing from another.
 struct Sequence {
-    tokens: usize,
+    rows: ValidRows,
     lease: Lease<PrefixRows, ()>,
     /// A layer of which only keys and values were computed so far.
     open: Option<usize>,
@@ -157,15 +189,13 @@ struct Sequence {
 
 impl Sequence {
     fn begin(slice: &TtnnPrefix, hidden: &Tensor) -> Result<Self, SliceError> {
-        let tokens = hidden.rows();
-        let rows = PrefixRows::holding(tokens);
-        let mut lease = slice.lease_layers(rows)?;
-        lease.write("hidden", &spread_rows(&[hidden.data()], hidden.width(), rows.count()))?;
-        let positions: Vec<u32> = (0..rows.count() as u32).collect();
-        lease.write_numbers("positions", &positions)?;
-        lease.write("keys that count", &mask_row(rows.count(), 0..tokens))?;
+        let rows = ValidRows::of_prefix(hidden, hidden.rows());
+        let mut lease = slice.lease_layers(PrefixRows::holding(rows.padded()))?;
+        lease.take("hidden", hidden, &Form::Rows(rows.clone()))?;
+        lease.write_numbers("positions", &rows.positions())?;
+        lease.write("keys that count", &mask_row(rows.padded(), rows.places()))?;
         lease.run("begin")?;
-        Ok(Self { tokens, lease, open: None })
+        Ok(Self { rows, lease, open: None })
     }
 
     /// What the layer before left to compute, then a layer up to its keys and values.
@@ -173,10 +203,9 @@ impl Sequence {
         self.close()?;
         self.lease.run(&format!("layer {layer}"))?;
         self.open = Some(layer);
-        let mut part = |what: &str| -> Result<Tensor, SliceError> {
-            let heads = self.lease.read(&format!("{what} {layer}"))?;
-            Ok(from_heads(&heads, &slice.sizes.vlm, self.tokens))
-        };
+        let form = Form::Heads(self.rows.clone(), Heads::of(&slice.sizes.vlm));
+        let to = slice.to.cache(layer);
+        let mut part = |what: &str| self.lease.give(&format!("{what} {layer}"), &form, to);
         Ok(KeyValue { keys: part("keys")?, values: part("values")? })
     }
 
@@ -185,9 +214,9 @@ impl Sequence {
         Ok(self.lease.run(&format!("rest of layer {layer}"))?)
     }
 
-    fn hidden(&mut self, width: usize) -> Result<Tensor, SliceError> {
+    fn hidden(&mut self, to: Destination) -> Result<Tensor, SliceError> {
         self.close()?;
-        Ok(first_rows(&self.lease.read("hidden")?, self.tokens, width))
+        Ok(self.lease.give("hidden", &Form::Rows(self.rows.clone()), to)?)
     }
 }
 
@@ -211,14 +240,12 @@ impl PrefixPass for Pass {
             .map(Some)
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Option<Sequences>, SliceError> {
+    fn finish(mut self: Box<Self>) -> Result<Option<Vec<Tensor>>, SliceError> {
         assert_eq!(self.ran, self.slice.layers.len(), "a pass is finished when all its layers have run");
-        if self.slice.layers.end() == self.slice.sizes.vlm.layers {
+        if self.slice.is_last() {
             return Ok(None);
         }
-        let width = self.slice.sizes.vlm.width;
-        let parts: Vec<Tensor> =
-            self.sequences.iter_mut().map(|sequence| sequence.hidden(width)).collect::<Result<_, _>>()?;
-        Ok(Sequences::join(&parts))
+        let to = self.slice.to.hidden;
+        self.sequences.iter_mut().map(|sequence| sequence.hidden(to)).collect::<Result<_, _>>().map(Some)
     }
 }

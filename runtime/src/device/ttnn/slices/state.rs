@@ -4,7 +4,7 @@ use tensact_topology::Variant;
 
 use super::expert::TtnnExpert;
 use super::pool::Lease;
-use super::rows::{by_head, first_rows, from_heads, mask_row, spread_rows};
+use super::rows::{Form, ValidRows, mask_row};
 use crate::Tensor;
 use crate::device::SliceError;
 use crate::device::ttnn::program::{PrefixRows, TILE};
@@ -12,20 +12,24 @@ use crate::model::{KeyValue, KvCache};
 
 /// A state token on its way through the blocks of a slice.
 pub(super) struct StateToken {
-    prefix: PrefixRows,
+    prefix: ValidRows,
     lease: Lease<PrefixRows, ()>,
 }
 
+/// How it lies in a program: the first row of a tile.
+fn first_row() -> Form {
+    Form::Rows(ValidRows::first(1, TILE))
+}
+
 impl StateToken {
-    /// `input` is a state or a hidden state, one row; it stands behind so many tokens.
-    pub(super) fn begin(slice: &TtnnExpert, input: &[f32], tokens: usize) -> Result<Self, SliceError> {
-        let prefix = PrefixRows::holding(tokens);
-        let mut lease = slice.lease_state(prefix)?;
+    /// `input` is a state or a hidden state, one row; it stands behind a prefix of these rows.
+    pub(super) fn begin(slice: &TtnnExpert, input: &Tensor, prefix: ValidRows) -> Result<Self, SliceError> {
+        let mut lease = slice.lease_state(PrefixRows::holding(prefix.padded()))?;
         let name = if slice.layers.start() == 0 { "state" } else { "hidden" };
-        lease.write(name, &spread_rows(&[input], input.len(), TILE))?;
-        lease.write_numbers("positions", &[tokens as u32; TILE])?;
-        let counting = (0..tokens).chain([prefix.count()]);
-        lease.write("keys that count", &mask_row(prefix.count() + TILE, counting))?;
+        lease.take(name, input, &first_row())?;
+        lease.write_numbers("positions", &[prefix.count() as u32; TILE])?;
+        let counting = prefix.places().chain([prefix.padded()]);
+        lease.write("keys that count", &mask_row(prefix.padded() + TILE, counting))?;
         lease.run("begin")?;
         Ok(Self { prefix, lease })
     }
@@ -37,26 +41,34 @@ impl StateToken {
         layer: usize,
         entry: &mut KeyValue,
     ) -> Result<(), SliceError> {
-        let expert = &slice.sizes.expert;
+        let form = slice.heads(self.prefix.clone());
         for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
-            let rows = by_head(part.data(), expert, self.prefix.count());
-            self.lease.write(&format!("{what} {layer}"), &rows)?;
+            self.lease.take(&format!("{what} {layer}"), part, &form)?;
         }
         self.lease.run(&format!("layer {layer}"))?;
-        let mut own = |what: &str| -> Result<Tensor, SliceError> {
-            Ok(from_heads(&self.lease.read(&format!("state {what} {layer}"))?, expert, 1))
-        };
-        *entry = entry.followed_by(own("keys")?.data(), own("values")?.data());
+        for (what, part) in [("keys", &mut entry.keys), ("values", &mut entry.values)] {
+            let output = format!("state {what} {layer}");
+            // It lies where those of the prefix lie.
+            *part = match part.resident() {
+                Some(resident) => {
+                    let own = self.lease.keep(&output, slice.chip())?;
+                    Tensor::on_chip([part.rows() + 1, part.width()], resident.followed_by(own))
+                }
+                None => {
+                    let spec = self.lease.program.program().value(self.lease.output(&output)?).spec;
+                    part.followed_by(&form.of_one_row().gather(&self.lease.read(&output)?, spec))
+                }
+            };
+        }
         Ok(())
     }
 
     /// The hidden state for the next slice, `[1, width]`; nothing after the last layer.
     pub(super) fn finish(mut self, slice: &TtnnExpert) -> Result<Option<Tensor>, SliceError> {
-        if slice.layers.end() == slice.sizes.expert.layers {
+        if slice.is_last() {
             return Ok(None);
         }
-        let width = slice.sizes.expert.width;
-        Ok(Some(first_rows(&self.lease.read("hidden")?, 1, width)))
+        Ok(Some(self.lease.give("hidden", &first_row(), slice.to)?))
     }
 }
 
@@ -64,34 +76,40 @@ impl TtnnExpert {
     /// One request after the other: a state token is one row of a tile.
     pub(super) fn cache_states(
         &self,
-        input: &Tensor,
+        states: &[Tensor],
         caches: &mut [&mut KvCache],
-    ) -> Result<Option<Tensor>, SliceError> {
-        self.check_states(input, caches.len())?;
-        for cache in caches.iter() {
+    ) -> Result<Option<Vec<Tensor>>, SliceError> {
+        SliceError::check_states(states.len(), caches.len())?;
+        for (state, cache) in states.iter().zip(caches.iter()) {
+            self.check_state(state)?;
             self.check_cache(cache, 0)?;
         }
         let mut hidden = Vec::new();
-        for (request, cache) in caches.iter_mut().enumerate() {
-            let mut token = StateToken::begin(self, input.row(request), cache.tokens())?;
+        for (state, cache) in states.iter().zip(caches) {
+            let prefix = ValidRows::of_prefix(&cache.entry(0).keys, cache.tokens());
+            let mut token = StateToken::begin(self, state, prefix)?;
             for (layer, entry) in self.layers.iter().zip(cache.entries_mut()) {
                 token.layer(self, layer, entry)?;
             }
             hidden.extend(token.finish(self)?);
         }
-        Ok(Tensor::join_rows(&hidden))
+        Ok((!self.is_last()).then_some(hidden))
     }
 
-    /// Whether this is a state, or a hidden state, for each of so many requests.
-    pub(super) fn check_states(&self, input: &Tensor, requests: usize) -> Result<(), SliceError> {
+    /// Whether this is the state, or hidden state, of a request.
+    pub(super) fn check_state(&self, state: &Tensor) -> Result<(), SliceError> {
         if self.sizes.variant == Variant::Pi05 {
             return Err(self.takes_no_state());
         }
         let first = self.layers.start() == 0;
-        let expected = [requests, if first { self.sizes.state_dim } else { self.sizes.expert.width }];
-        if input.shape() == expected {
+        let expected = [1, if first { self.sizes.state_dim } else { self.sizes.expert.width }];
+        if state.shape() == expected {
             return Ok(());
         }
-        Err(self.shape(if first { "states" } else { "state tokens" }, format!("{expected:?}"), input.shape()))
+        Err(self.shape(
+            if first { "a state" } else { "a state token" },
+            format!("{expected:?}"),
+            state.shape(),
+        ))
     }
 }

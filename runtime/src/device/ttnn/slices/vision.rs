@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, VisionSizes};
 
 use super::pool::Pool;
-use super::rows::{first_rows, spread_rows, widened};
+use super::resident::Destination;
+use super::rows::{Form, ValidRows, spread_rows, widened};
 use crate::Tensor;
 use crate::device::host::unfold;
 use crate::device::ttnn::Chip;
@@ -23,6 +24,7 @@ pub struct TtnnVision {
     vlm_width: usize,
     layers: LayerRange,
     numerics: Numerics,
+    to: Destination,
     programs: Arc<Pool<Images>>,
 }
 
@@ -34,7 +36,8 @@ struct Images {
 }
 
 impl TtnnVision {
-    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape.
+    /// A slice on a chip that has the weights of a checkpoint of these sizes, ready for requests of this shape. What it
+    /// computes goes to `to`.
     ///
     /// # Errors
     /// When the tower has no such blocks, or the chip cannot load them.
@@ -44,6 +47,7 @@ impl TtnnVision {
         layers: LayerRange,
         numerics: Numerics,
         request: &RequestShape,
+        to: Destination,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.vision.layers, layers)?;
         let slice = Self {
@@ -51,10 +55,15 @@ impl TtnnVision {
             vlm_width: sizes.vlm.width,
             layers,
             numerics,
+            to,
             programs: Pool::new(chip),
         };
         let (count, grid) = (request.cameras.min(MOST_IMAGES), sizes.vision.image / sizes.vision.patch);
-        slice.lease(Images { count, grid })?;
+        let mut lease = slice.lease(Images { count, grid })?;
+        for image in 0..count {
+            lease.make_room(&slice.output(image), to)?;
+        }
+        drop(lease);
         Ok(slice)
     }
 
@@ -70,6 +79,7 @@ impl TtnnVision {
     fn run_alike(&self, images: &[&Tensor]) -> Result<Vec<Tensor>, SliceError> {
         let grid = self.grid(images[0])?;
         let (patches, rows) = (grid * grid, (grid * grid).next_multiple_of(TILE));
+        let form = Form::Rows(ValidRows::first(patches, rows));
         let mut lease = self.lease(Images { count: images.len(), grid })?;
         if self.layers.start() == 0 {
             let pixels = Spread::aligned(3 * self.sizes.patch * self.sizes.patch, TILE);
@@ -79,21 +89,22 @@ impl TtnnVision {
             let blocks: Vec<&[f32]> = unfolded.iter().map(|rows| &rows[..]).collect();
             lease.write("images", &spread_rows(&blocks, pixels.places(), rows))?;
         } else {
-            let blocks: Vec<&[f32]> = images.iter().map(|hidden| hidden.data()).collect();
-            lease.write("hidden", &spread_rows(&blocks, self.sizes.width, rows))?;
+            for (image, hidden) in images.iter().enumerate() {
+                lease.take(&format!("hidden {image}"), hidden, &form)?;
+            }
         }
         lease.run("embed")?;
         for layer in self.layers.iter() {
             lease.run(&format!("layer {layer}"))?;
         }
         lease.run("project")?;
-        if self.layers.end() == self.sizes.layers {
-            let mut of_image =
-                |image| Ok(first_rows(&lease.read(&format!("image {image}"))?, patches, self.vlm_width));
-            return (0..images.len()).map(&mut of_image).collect();
-        }
-        let (hidden, width) = (lease.read("hidden")?, self.sizes.width);
-        Ok(hidden.chunks_exact(rows * width).map(|image| first_rows(image, patches, width)).collect())
+        (0..images.len()).map(|image| Ok(lease.give(&self.output(image), &form, self.to)?)).collect()
+    }
+
+    /// What programs call what they make of an image.
+    fn output(&self, image: usize) -> String {
+        let what = if self.layers.end() == self.sizes.layers { "image" } else { "hidden" };
+        format!("{what} {image}")
     }
 
     /// Patches a side of an image, or of hidden states.

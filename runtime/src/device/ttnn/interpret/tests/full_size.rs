@@ -16,7 +16,9 @@ use crate::checkpoint::synth::{SynthDtype, SynthSize, write};
 use crate::device::host::{ComputeDtype, HostDevice};
 use crate::device::ttnn::interpret::Interpreter;
 use crate::device::ttnn::program::Numerics;
-use crate::device::ttnn::{TtnnExpert, TtnnPrefix, TtnnVision, WeightCache, Weights};
+use crate::device::ttnn::{
+    Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision, WeightCache, Weights,
+};
 use crate::device::{ExpertStage, PrefixInput, PrefixStage, StepInput, VisionStage};
 use crate::model::flow::{Steps, noise};
 use crate::model::{KvCache, ModelInput};
@@ -54,10 +56,29 @@ fn actions(checkpoint: &Checkpoint, sample: &Sample, weights: WeightDtype, cache
         println!("{weights:?} {what}: {:.1?}", since.elapsed());
         since = Instant::now();
     };
-    let vision = TtnnVision::load(chip.clone(), sizes, all(sizes.vision.layers), numerics, &request).unwrap();
-    let prefix =
-        Arc::new(TtnnPrefix::load(chip.clone(), sizes, all(sizes.vlm.layers), numerics, &request).unwrap());
-    let expert = TtnnExpert::load(chip, sizes, all(sizes.expert.layers), numerics, &request).unwrap();
+    let vision = TtnnVision::load(
+        chip.clone(),
+        sizes,
+        all(sizes.vision.layers),
+        numerics,
+        &request,
+        Destination::Host,
+    )
+    .unwrap();
+    let prefix = Arc::new(
+        TtnnPrefix::load(
+            chip.clone(),
+            sizes,
+            all(sizes.vlm.layers),
+            numerics,
+            &request,
+            PrefixDestinations::default(),
+        )
+        .unwrap(),
+    );
+    let expert =
+        TtnnExpert::load(chip, sizes, all(sizes.expert.layers), numerics, &request, Destination::Host)
+            .unwrap();
     passed("load");
     let images: Vec<&Tensor> = sample.input.images.iter().flatten().collect();
     let images = vision.run(&images).unwrap();
@@ -72,7 +93,7 @@ fn actions(checkpoint: &Checkpoint, sample: &Sample, weights: WeightDtype, cache
     let mut cache = KvCache::new(all(sizes.expert.layers), entries).unwrap();
     if sizes.variant == Variant::Pi0 {
         let state = Tensor::new([1, sizes.state_dim], sample.input.state.clone()).unwrap();
-        expert.cache_state(&state, &mut [&mut cache]).unwrap();
+        expert.cache_state(&[state], &mut [&mut cache]).unwrap();
     }
     let mut x = sample.noise.clone();
     for step in sample.steps.iter() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tensact_topology::{LayerRange, WeightDtype};
+use tensact_topology::{ChipId, LayerRange, WeightDtype};
 
 use super::{checkpoint, chip};
 use crate::device::ttnn::interpret::Interpreter;
@@ -32,13 +32,13 @@ fn slices_joined_by_sockets_are_the_whole() {
     let checkpoint = checkpoint("tiny_pi0");
     let sizes = checkpoint.sizes();
     let first = Interpreter::new(&checkpoint, None).unwrap();
-    let second = first.chip(1);
+    let second = first.chip(ChipId(1));
     let slice = |start, end, wiring| {
         let layers = LayerRange::new(start, end).unwrap();
         let numerics = Numerics::of(WeightDtype::Bfp8B);
         Arc::new(vision(&sizes.vision, sizes.vlm.width, layers, 1, 4, numerics, wiring).unwrap())
     };
-    let way = BTreeMap::from([("hidden".into(), SocketId(3))]);
+    let way = BTreeMap::from([("hidden 0".into(), SocketId(3))]);
     let send = Wiring { send: way.clone(), ..Wiring::default() };
     let receive = Wiring { receive: way, ..Wiring::default() };
     let mut whole = Arc::clone(&first).load(slice(0, 3, Wiring::default())).unwrap();
