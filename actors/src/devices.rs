@@ -15,6 +15,8 @@ use tensact_topology::{
     Board, ChipId, DeviceKind, LayerRange, ModelSizes, Placement, RequestShape, Slice, StageKind, WeightDtype,
 };
 
+use crate::recorder::Place;
+
 /// A slice, loaded.
 #[derive(Clone)]
 pub(crate) enum SliceDevice {
@@ -79,28 +81,41 @@ pub enum DeviceError {
     },
 }
 
-/// Which slices share a device: those with the same weights, on Tenstorrent boards on the same chip.
+/// Which slices share a device: those with the same weights. On Tenstorrent boards each chip of a slice has its own, which
+/// knows where its results go; chips share the weights among what runs on them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     stage: StageKind,
     layers: (usize, usize),
     f32: bool,
-    chip: Option<ChipId>,
+    chip: Option<(Place, ChipId)>,
 }
 
 impl Key {
-    pub(crate) fn of(slice: &Slice, chip: ChipId) -> Self {
+    pub(crate) fn of(slice: &Slice, place: Place, chip: ChipId) -> Self {
         Self {
             stage: slice.stage,
             layers: (slice.layers.start(), slice.layers.end()),
             f32: slice.weights == WeightDtype::F32,
-            chip: (slice.device == DeviceKind::Ttnn).then_some(chip),
+            chip: (slice.device == DeviceKind::Ttnn).then_some((place, chip)),
         }
     }
 }
 
+/// Slices on Tenstorrent chips.
+#[derive(Default)]
+pub(crate) struct OnTtnn {
+    pub(crate) devices: BTreeMap<Key, SliceDevice>,
+    /// Whether chips hand over by sockets where fabric carries them.
+    pub(crate) sockets: bool,
+}
+
 /// All slices of a placement. Replicas share what they have in common.
-pub(crate) struct Devices(BTreeMap<Key, SliceDevice>);
+pub(crate) struct Devices {
+    slices: BTreeMap<Key, SliceDevice>,
+    /// Whether Tenstorrent chips hand over by sockets where fabric carries them.
+    pub(crate) sockets: bool,
+}
 
 impl Devices {
     /// Loads every slice of a placement once.
@@ -110,9 +125,9 @@ impl Devices {
         arithmetic: &Arithmetic<'_>,
     ) -> Result<Self, DeviceError> {
         let mut hosts: BTreeMap<bool, Arc<HostDevice>> = BTreeMap::new();
-        let mut devices = on_ttnn(placement, arithmetic)?;
-        for slice in placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
-            let key = Key::of(slice, slice.chips[0]);
+        let OnTtnn { mut devices, sockets } = on_ttnn(placement, arithmetic)?;
+        for (place, slice) in all(placement) {
+            let key = Key::of(slice, place, slice.chips[0]);
             if devices.contains_key(&key) {
                 continue;
             }
@@ -133,19 +148,33 @@ impl Devices {
             };
             devices.insert(key, device);
         }
-        Ok(Self(devices))
+        Ok(Self { slices: devices, sockets })
+    }
+
+    /// Slices on chips that are interpreted on the host.
+    #[cfg(test)]
+    pub(crate) fn interpreted(ttnn: OnTtnn) -> Self {
+        Self { slices: ttnn.devices, sockets: ttnn.sockets }
     }
 
     /// Puts something in the place of every device.
     #[cfg(test)]
     pub(crate) fn map(self, with: impl Fn(SliceDevice) -> SliceDevice) -> Self {
-        Self(self.0.into_iter().map(|(key, device)| (key, with(device))).collect())
+        Self { slices: self.slices.into_iter().map(|(key, device)| (key, with(device))).collect(), ..self }
     }
 
     /// The device of a slice of the placement, on one of its chips.
-    pub(crate) fn of(&self, slice: &Slice, chip: ChipId) -> SliceDevice {
-        self.0[&Key::of(slice, chip)].clone()
+    pub(crate) fn of(&self, slice: &Slice, place: Place, chip: ChipId) -> SliceDevice {
+        self.slices[&Key::of(slice, place, chip)].clone()
     }
+}
+
+/// All slices of a placement with their places.
+fn all(placement: &Placement) -> impl Iterator<Item = (Place, &Slice)> {
+    placement.pipelines.iter().enumerate().flat_map(|(number, pipeline)| {
+        let place = move |slice| Place { pipeline: number, slice };
+        pipeline.slices.iter().enumerate().map(move |(at, slice)| (place(at), slice))
+    })
 }
 
 #[cfg(feature = "ttnn")]
@@ -153,11 +182,11 @@ use crate::tenstorrent::on_ttnn;
 
 /// Slices on Tenstorrent chips, which this build cannot drive.
 #[cfg(not(feature = "ttnn"))]
-fn on_ttnn(placement: &Placement, _: &Arithmetic<'_>) -> Result<BTreeMap<Key, SliceDevice>, DeviceError> {
+fn on_ttnn(placement: &Placement, _: &Arithmetic<'_>) -> Result<OnTtnn, DeviceError> {
     let mut slices = placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
     match slices.find(|slice| slice.device == DeviceKind::Ttnn) {
         Some(slice) => Err(DeviceError::NoTtnn { stage: slice.stage, layers: slice.layers }),
-        None => Ok(BTreeMap::new()),
+        None => Ok(OnTtnn::default()),
     }
 }
 

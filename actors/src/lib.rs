@@ -52,7 +52,7 @@ pub mod simulate;
 mod stage;
 mod start;
 pub mod telemetry;
-#[cfg(feature = "ttnn")]
+#[cfg(any(test, feature = "ttnn"))]
 mod tenstorrent;
 mod ticket;
 mod workers;

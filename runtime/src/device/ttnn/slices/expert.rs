@@ -173,33 +173,35 @@ impl TtnnExpert {
             *place = Some(free);
             // Until all of it is written, the place holds nobody's.
             lease.holds[free] = None;
+            let rows = self.prefix_rows(input.cache);
             for (index, layer) in self.layers.iter().enumerate() {
-                self.write_entry(lease, layer, free, input.cache.entry(index))?;
+                self.write_entry(lease, layer, free, input.cache.entry(index), &rows)?;
             }
             lease.holds[free] = Some(input.cache.content());
         }
         Ok(places.into_iter().flatten().collect())
     }
 
-    /// Keys and values of a layer, those of the state token behind those of the prefix, into a place of a program.
+    /// Keys and values of a layer, those of the state token behind those of the prefix, into a place of a program. Its masks
+    /// say which rows are the prefix's.
     pub(super) fn write_entry(
         &self,
         lease: &mut StepLease,
         layer: usize,
         place: usize,
         entry: &KeyValue,
+        rows: &ValidRows,
     ) -> Result<(), ChipError> {
-        let tokens = entry.tokens() - self.state_tokens();
-        let form = self.heads(ValidRows::first(tokens, lease.key().prefix.count()));
+        let form = self.heads(rows.among(lease.key().prefix.count()));
         for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
-            let (input, state) =
-                (format!("{what} {layer} of {place}"), format!("state {what} {layer} of {place}"));
-            if let Some(resident) = part.resident() {
+            let input = format!("{what} {layer} of {place}");
+            let state = format!("state {input}");
+            if let Some(resident) = part.resident().filter(|resident| resident.form().rows().same(rows)) {
                 lease.fill(&input, resident.kept())?;
                 resident.state().map_or(Ok(()), |own| lease.fill(&state, own))?;
                 continue;
             }
-            let (of_prefix, own) = part.data().split_at(tokens * part.width());
+            let (of_prefix, own) = part.data().split_at(rows.count() * part.width());
             lease.write(&input, &form.spread(of_prefix))?;
             if !own.is_empty() {
                 lease.write(&state, &form.of_one_row().spread(own))?;

@@ -26,7 +26,7 @@ pub(super) struct Following {
 
 /// The programs, which depend on the length of the prefix.
 struct Begun {
-    prefix_tokens: usize,
+    rows: ValidRows,
     state: Option<StateToken>,
     actions: StepLease,
 }
@@ -49,15 +49,14 @@ impl Following {
 
     fn begun(&mut self, entry: &KeyValue) -> Result<Begun, SliceError> {
         let Self { slice, step, x, state, .. } = self;
-        let tokens = entry.tokens();
-        let rows = ValidRows::of_prefix(&entry.keys, tokens);
+        let rows = ValidRows::of_prefix(&entry.keys, entry.tokens());
         let prefix = PrefixRows::holding(rows.padded());
         let shape = StepShape { requests: 1, prefix, steps: step.of().count() };
         let mut actions = slice.lease_step(shape, &[])?;
         actions.holds = vec![None];
         let state = state.as_ref().map(|state| StateToken::begin(slice, state, rows.clone())).transpose()?;
-        slice.begin(&mut actions, &[x], &[(*step, rows)])?;
-        Ok(Begun { prefix_tokens: tokens, state, actions })
+        slice.begin(&mut actions, &[x], &[(*step, rows.clone())])?;
+        Ok(Begun { rows, state, actions })
     }
 }
 
@@ -68,7 +67,7 @@ impl FirstStep for Following {
         if index == range.len() {
             return Err(SliceError::Entries { range, found: index + 1 });
         }
-        let tokens = self.begun.as_ref().map_or(entry.tokens(), |begun| begun.prefix_tokens);
+        let tokens = self.begun.as_ref().map_or(entry.tokens(), |begun| begun.rows.count());
         SliceError::check_entry(self.slice.sizes.expert.kv_width(), tokens, &entry)?;
         if self.begun.is_none() {
             self.begun = Some(self.begun(&entry)?);
@@ -78,7 +77,7 @@ impl FirstStep for Following {
         if let Some(state) = &mut begun.state {
             state.layer(slice, layer, &mut entry)?;
         }
-        slice.write_entry(&mut begun.actions, layer, 0, &entry)?;
+        slice.write_entry(&mut begun.actions, layer, 0, &entry, &begun.rows)?;
         begun.actions.run(&format!("layer {layer}"))?;
         entries.push(entry);
         Ok(())

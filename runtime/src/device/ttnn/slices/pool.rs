@@ -116,9 +116,9 @@ impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
         found.map_or(Ok(()), |id| self.program.fill(id, from))
     }
 
-    /// The same for what a slice takes: from the chip where it lies, or from the host into the places of a form.
+    /// The same for what a slice takes: from the chip where it lies in the places of this form, or from the host into them.
     pub(super) fn take(&mut self, input: &str, tensor: &Tensor, form: &Form) -> Result<(), ChipError> {
-        match tensor.resident() {
+        match tensor.resident().filter(|resident| resident.form().rows().same(form.rows())) {
             Some(resident) => self.fill(input, resident.kept()),
             None => self.write(input, &form.spread(tensor.data())),
         }

@@ -124,7 +124,7 @@ impl TtnnPrefix {
         lease.run("embed")?;
         let starts = (0..images).map(|camera| (camera * padded, patches));
         let parts = starts.chain([(images * padded, input.tokens.len())]);
-        let spans = parts.map(|(start, rows)| start..start + rows).collect();
+        let spans = parts.map(|(start, rows)| start..start + rows);
         let rows = PrefixRows::holding(images * padded + tokens);
         // What is to lie on chips behind this slice need not leave its own before.
         let to =

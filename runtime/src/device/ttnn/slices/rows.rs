@@ -17,12 +17,29 @@ pub(super) struct ValidRows {
 impl ValidRows {
     /// The first ones.
     pub(super) fn first(count: usize, padded: usize) -> Self {
-        Self::spans(std::iter::once(0..count).collect(), padded)
+        Self::spans(std::iter::once(0..count), padded)
     }
 
     /// These ones, in order.
-    pub(super) fn spans(spans: Vec<Range<usize>>, padded: usize) -> Self {
+    pub(super) fn spans(all: impl IntoIterator<Item = Range<usize>>, padded: usize) -> Self {
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        for span in all {
+            match spans.last_mut() {
+                Some(last) if last.end == span.start => last.end = span.end,
+                _ => spans.push(span),
+            }
+        }
         Self { spans, padded }
+    }
+
+    /// The same among another number of rows.
+    pub(super) fn among(&self, padded: usize) -> Self {
+        Self { spans: self.spans.clone(), padded }
+    }
+
+    /// Whether the same rows are valid.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        self.spans == other.spans
     }
 
     /// Those of a prefix of so many tokens: where a tensor has them on a chip, or the first ones of a program's rows.
