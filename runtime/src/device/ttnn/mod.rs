@@ -13,6 +13,8 @@ mod interpret;
 mod packed;
 pub mod program;
 mod slices;
+#[cfg(any(test, feature = "ttnn"))]
+mod threads;
 mod weights;
 
 pub use chip::{Chip, ChipError, Kept, LoadedProgram};
