@@ -17,7 +17,7 @@ use tensact_runtime::device::{ExpertStage, Followed, PrefixInput, PrefixStage, S
 use tensact_runtime::model::flow::Step;
 use tensact_runtime::model::{KeyValue, KvCache};
 use tensact_runtime::policy::Sample;
-use tensact_topology::{ChipId, LayerRange, ModelSizes, RequestShape, StageKind, Variant, WeightDtype};
+use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind, Variant, WeightDtype};
 
 use crate::{checkpoint, device};
 
@@ -99,17 +99,16 @@ pub fn on_chip(
     }
 }
 
-/// Slices on the chips of a board, one behind the other as `chip` gives them, with weights of this type. They hand over
-/// from chip to chip.
+/// Slices on the chips of a board, the first one on the first chip that `chip` gives, and so on, with weights of this type.
+/// They hand over on chips.
 pub fn across(
-    chip: &dyn Fn(ChipId) -> Arc<dyn Chip>,
+    chip: &dyn Fn(usize) -> Arc<dyn Chip>,
     sizes: &ModelSizes,
     weights: WeightDtype,
     [vision, prefix, expert]: &Boundaries,
 ) -> Stages {
     let (numerics, request) = (Numerics::of(weights), RequestShape::of(sizes));
-    let chip = |number: usize| chip(ChipId(number as u32));
-    let to = |number: usize| Destination::Chip(ChipId(number as u32));
+    let to = |number: usize| Destination::Chip(chip(number).id());
     let (towers, vlms) = (vision.len() + 1, prefix.len() + 1);
     let expert_chips = || ranges(sizes.expert.layers, expert).zip(towers + vlms..);
     Stages {

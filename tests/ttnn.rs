@@ -144,7 +144,9 @@ fn apart(policy: &str, weights: WeightDtype, boundaries: &Boundaries) -> (Stages
     let checkpoint = checkpoint(policy, "model_openpi_bf16.safetensors");
     let first = Interpreter::new(&checkpoint, NonZeroUsize::new(2)).unwrap();
     let reads = Reads::default();
-    let chip = |id| Arc::new(Watched(first.chip(id), Arc::clone(&reads))) as _;
+    let chip = |number: usize| {
+        Arc::new(Watched(first.chip(ChipId(number as u32)), Arc::clone(&reads))) as Arc<dyn Chip>
+    };
     (across(&chip, checkpoint.sizes(), weights, boundaries), reads)
 }
 

@@ -1,24 +1,33 @@
 //! Programs run by TT-NN: one thread for each chip, which owns its submesh, its weights and what runs there.
 
 mod call;
+mod kept;
+mod neighbours;
 mod on_chip;
 
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use tensact_topology::{Arch, Board, ChipId};
-use ttnn_sys::{Mesh, MeshOptions, MeshShape};
+use ttnn_sys::{Fabric, Mesh, MeshOptions, MeshShape};
 
-use super::chip::{Chip, ChipError, LoadedProgram};
+use super::chip::{Chip, ChipError, Kept, LoadedProgram, check_fill, with_more_rows};
 use super::program::{Program, ValueId, check};
+use super::threads::{ChipThread, Ended};
 use super::weights::Weights;
+use kept::{PlaceId, Ways};
+use neighbours::{KeptOnChip, Neighbours, ended};
 use on_chip::{OnChip, ProgramId};
 
 /// DRAM of each chip that is set apart for the commands of traces: a guess at what a chip's programs take. A segment for
 /// which there is no room runs call by call.
 const TRACE_BYTES: usize = 256 << 20;
+
+/// What a core sets apart of its L1 for tensors that arrive by a socket: some tiles, so that sending and writing overlap. A
+/// guess, like the room for traces.
+const SOCKET_BYTES: u32 = 64 << 10;
 
 /// TT-NN reads from this variable which chips it should pretend to have.
 const MOCK: &str = "TT_METAL_MOCK_CLUSTER_DESC_PATH";
@@ -61,6 +70,18 @@ pub enum OpenError {
         /// The chip.
         chip: ChipId,
     },
+    /// Two chips are not connected.
+    #[error(
+        "chips {from} and {to} cannot be connected by a socket: {source}; transport = \"host\" hands tensors over on the host"
+    )]
+    Socket {
+        /// The chip that would send.
+        from: ChipId,
+        /// The chip that would receive.
+        to: ChipId,
+        /// What TT-NN says.
+        source: ttnn_sys::Error,
+    },
     /// A chip has no thread.
     #[error("chip {chip}: cannot start its thread: {source}")]
     Thread {
@@ -74,11 +95,9 @@ pub enum OpenError {
 /// A chip of an opened board. The board closes when the last of its chips and programs is gone.
 pub struct TtnnChip {
     id: ChipId,
-    jobs: Option<Sender<Job>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: ChipThread<OnChip>,
+    board: Arc<Neighbours>,
 }
-
-type Job = Box<dyn FnOnce(&mut OnChip) + Send>;
 
 /// The description of chips that TT-NN will pretend to have: then everything is checked and nothing computed, and results
 /// are zeros.
@@ -87,19 +106,23 @@ pub fn mocked() -> Option<PathBuf> {
 }
 
 impl TtnnChip {
-    /// Opens a board and gives these of its chips, in the same order, each with a thread of its own.
+    /// Opens a board and gives these of its chips, in the same order, each with a thread of its own. `sockets` are the ways
+    /// by which one leaves tensors on another.
     ///
     /// # Errors
-    /// When TT-NN does not open the board, its chips are others than the deployment's, or one does not answer right.
+    /// When TT-NN does not open the board or connect chips, its chips are others than the deployment's, or one does not
+    /// answer right.
     pub fn open(
         board: &Board,
         chips: &[ChipId],
+        sockets: &BTreeSet<(ChipId, ChipId)>,
         weights: &Arc<Weights>,
     ) -> Result<Vec<Arc<Self>>, OpenError> {
         let ttnn = |source| OpenError::Ttnn { board: board.name.clone(), source };
         let (rows, cols) = board.rows_and_columns();
         let shape = MeshShape { rows, cols };
-        let options = MeshOptions { trace_region_size: TRACE_BYTES, ..MeshOptions::new(shape) };
+        let fabric = if sockets.is_empty() { Fabric::Disabled } else { Fabric::Line };
+        let options = MeshOptions { trace_region_size: TRACE_BYTES, fabric, ..MeshOptions::new(shape) };
         let mesh = Mesh::open(&options).map_err(ttnn)?;
         let fits = matches!(
             (board.arch(), mesh.arch()),
@@ -109,38 +132,22 @@ impl TtnnChip {
             let found = format!("{:?}", mesh.arch()).to_lowercase();
             return Err(OpenError::OtherChips { board: board.name.clone(), expected: board.arch(), found });
         }
-        chips.iter().map(|chip| Self::start(&mesh, board, *chip, Arc::clone(weights))).collect()
-    }
-
-    fn start(
-        mesh: &Mesh,
-        board: &Board,
-        chip: ChipId,
-        weights: Arc<Weights>,
-    ) -> Result<Arc<Self>, OpenError> {
-        let ttnn = |source| OpenError::Ttnn { board: board.name.clone(), source };
-        let Some(place) = board.chips().iter().position(|other| other.id == chip) else {
-            return Err(OpenError::NoSuchChip { board: board.name.clone(), chip });
+        let parts = chips.iter().map(|chip| Ok((*chip, part(&mesh, board, *chip)?)));
+        let parts: BTreeMap<ChipId, Mesh> = parts.collect::<Result<_, OpenError>>()?;
+        let mut ways = connect(board, &parts, sockets)?;
+        let neighbours = Arc::new(Neighbours::default());
+        let start = |chip: &ChipId| {
+            let (part, ways) = (parts[chip].clone(), ways.remove(chip).unwrap_or_default());
+            let on_chip = OnChip::new(*chip, part, ways, Arc::clone(weights));
+            let thread = ChipThread::start(format!("chip {chip}"), on_chip)
+                .map_err(|source| OpenError::Thread { chip: *chip, source })?;
+            Ok(Arc::new(Self { id: *chip, thread, board: Arc::clone(&neighbours) }))
         };
-        // A board without a mesh is one row.
-        let at = board.chips()[place].at.map_or((0, place as u32), |at| (at.row, at.col));
-        let submesh = match board.chips().len() {
-            1 => mesh.clone(),
-            _ => mesh.submesh(MeshShape { rows: 1, cols: 1 }, at).map_err(ttnn)?,
-        };
-        if !on_chip::answers(&submesh).map_err(ttnn)? && mocked().is_none() {
-            return Err(OpenError::Unhealthy { chip });
-        }
-        let (jobs, work) = channel::<Job>();
-        let run = move || {
-            let mut on_chip = OnChip::new(chip, submesh, weights);
-            work.into_iter().for_each(|job| job(&mut on_chip));
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("chip {chip}"))
-            .spawn(run)
-            .map_err(|source| OpenError::Thread { chip, source })?;
-        Ok(Arc::new(Self { id: chip, jobs: Some(jobs), thread: Mutex::new(Some(thread)) }))
+        let opened: Vec<Arc<Self>> = chips.iter().map(start).collect::<Result<_, OpenError>>()?;
+        let all = opened.iter().map(|chip| (chip.id, Arc::downgrade(chip.thread.jobs()))).collect();
+        // This is the only place where it is set.
+        let _ = neighbours.jobs.set(all);
+        Ok(opened)
     }
 
     /// Runs something on the chip's thread and waits for it.
@@ -149,36 +156,51 @@ impl TtnnChip {
         program: &str,
         job: impl FnOnce(&mut OnChip) -> Result<T, ChipError> + Send + 'static,
     ) -> Result<T, ChipError> {
-        let (answer, answered) = channel();
-        let job: Job = Box::new(move |on_chip| {
-            // Nobody is left to hear it when the asker's own thread is gone.
-            let _ = answer.send(job(on_chip));
-        });
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        let heard = if sent { answered.recv().ok() } else { None };
-        heard.unwrap_or_else(|| {
-            Err(ChipError::Failed {
-                chip: self.id.0,
-                program: program.into(),
-                place: "its thread".into(),
-                message:
-                    "the thread of this chip has ended: it panicked in an earlier call; restart the server"
-                        .into(),
-            })
-        })
+        self.thread.jobs().ask(job).unwrap_or_else(|Ended| Err(ended(self.id, program)))
     }
 }
 
-impl Drop for TtnnChip {
-    fn drop(&mut self) {
-        self.jobs = None;
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // Its tensors and its part of the mesh go with it, so that the board is closed when this returns.
-        let _ = thread.map(JoinHandle::join);
+/// The part of the board that is one chip, which answers.
+fn part(mesh: &Mesh, board: &Board, chip: ChipId) -> Result<Mesh, OpenError> {
+    let ttnn = |source| OpenError::Ttnn { board: board.name.clone(), source };
+    let Some(place) = board.chips().iter().position(|other| other.id == chip) else {
+        return Err(OpenError::NoSuchChip { board: board.name.clone(), chip });
+    };
+    // A board without a mesh is one row.
+    let at = board.chips()[place].at.map_or((0, place as u32), |at| (at.row, at.col));
+    let part = match board.chips().len() {
+        1 => mesh.clone(),
+        _ => mesh.submesh(MeshShape { rows: 1, cols: 1 }, at).map_err(ttnn)?,
+    };
+    if !on_chip::answers(&part).map_err(ttnn)? && mocked().is_none() {
+        return Err(OpenError::Unhealthy { chip });
     }
+    Ok(part)
+}
+
+/// A pair of socket ends for each way, with the chips that they belong to.
+fn connect(
+    board: &Board,
+    parts: &BTreeMap<ChipId, Mesh>,
+    sockets: &BTreeSet<(ChipId, ChipId)>,
+) -> Result<BTreeMap<ChipId, Ways>, OpenError> {
+    let mut ways = BTreeMap::<ChipId, Ways>::new();
+    for &(from, to) in sockets {
+        let part =
+            |chip| parts.get(&chip).ok_or_else(|| OpenError::NoSuchChip { board: board.name.clone(), chip });
+        let (sender, receiver) = ttnn_sys::socket_pair(part(from)?, part(to)?, SOCKET_BYTES)
+            .map_err(|source| OpenError::Socket { from, to, source })?;
+        ways.entry(from).or_default().out.insert(to, sender);
+        ways.entry(to).or_default().into.insert(from, receiver);
+    }
+    Ok(ways)
 }
 
 impl Chip for TtnnChip {
+    fn id(&self) -> ChipId {
+        self.id
+    }
+
     fn load(self: Arc<Self>, program: Arc<Program>) -> Result<Box<dyn LoadedProgram>, ChipError> {
         check(&program)?;
         let loading = Arc::clone(&program);
@@ -231,6 +253,39 @@ impl LoadedProgram for OnThread {
     fn read(&mut self, value: ValueId) -> Result<Vec<f32>, ChipError> {
         let id = self.id;
         self.chip.ask(&self.program.name, move |on_chip| on_chip.read(id, value))
+    }
+
+    fn keep(&mut self, value: ValueId, on: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
+        let (id, spec) = (self.id, self.program.value(value).spec);
+        if on != self.chip.id {
+            let send = move |on_chip: &mut OnChip| on_chip.send(id, value, on);
+            return Ok(Arc::new(self.chip.board.hand_over((self.chip.id, on), spec, send)?));
+        }
+        let place = PlaceId::new();
+        self.chip.ask(&self.program.name, move |on_chip| on_chip.keep(id, value, place))?;
+        Ok(Arc::new(KeptOnChip { chip: on, jobs: Arc::downgrade(self.chip.thread.jobs()), place, spec }))
+    }
+
+    fn make_room(&mut self, value: ValueId, on: ChipId, tensors: usize) -> Result<(), ChipError> {
+        let spec = self.program.value(value).spec;
+        self.chip.board.ask(on, move |on_chip| on_chip.make_room(spec, tensors))
+    }
+
+    fn fill(&mut self, input: ValueId, from: &dyn Kept) -> Result<(), ChipError> {
+        let (found, expected) = (from.spec(), self.program.value(input).spec);
+        check_fill(&self.program, input, found)?;
+        let Some(kept) = (from as &dyn Any).downcast_ref::<KeptOnChip>() else {
+            return self.write(input, &with_more_rows(&from.read()?, found, expected));
+        };
+        let (id, place) = (self.id, kept.place);
+        if kept.chip == self.chip.id {
+            return self.chip.ask(&self.program.name, move |on_chip| on_chip.fill(id, input, place));
+        }
+        let to = self.chip.id;
+        let send = move |on_chip: &mut OnChip| on_chip.send_kept(place, to);
+        let fetched = self.chip.board.hand_over((kept.chip, to), found, send)?;
+        let place = fetched.place;
+        self.chip.ask(&self.program.name, move |on_chip| on_chip.fill(id, input, place))
     }
 }
 

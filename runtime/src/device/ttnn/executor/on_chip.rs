@@ -7,6 +7,7 @@ use tensact_topology::ChipId;
 use ttnn_sys::{DataType, Layout, Memory, Mesh, Tensor, Trace, ops};
 
 use super::call::{self, call};
+use super::kept::{Places, Ways};
 use crate::device::ttnn::chip::ChipError;
 use crate::device::ttnn::packed::Values;
 use crate::device::ttnn::program::{self, Dtype, Origin, Program, Recipe, TensorSpec, ValueId};
@@ -36,20 +37,22 @@ impl Slot {
     }
 }
 
-struct Loaded {
-    program: Arc<Program>,
-    slots: Vec<Slot>,
+pub(super) struct Loaded {
+    pub(super) program: Arc<Program>,
+    pub(super) slots: Vec<Slot>,
     /// One per segment, once captured.
     traces: Vec<Option<Trace>>,
 }
 
 /// A chip, on its own thread.
 pub(super) struct OnChip {
-    chip: ChipId,
-    mesh: Mesh,
+    pub(super) chip: ChipId,
+    pub(super) mesh: Mesh,
+    pub(super) ways: Ways,
+    pub(super) places: Places,
     weights: Arc<Weights>,
     uploaded: HashMap<String, Weak<Tensor>>,
-    programs: HashMap<ProgramId, Loaded>,
+    pub(super) programs: HashMap<ProgramId, Loaded>,
     next: u64,
     /// Whether segments are captured: mock chips and slow dispatch have no traces.
     traced: bool,
@@ -66,11 +69,13 @@ pub(super) fn answers(mesh: &Mesh) -> ttnn_sys::Result<bool> {
 }
 
 impl OnChip {
-    pub(super) fn new(chip: ChipId, mesh: Mesh, weights: Arc<Weights>) -> Self {
+    pub(super) fn new(chip: ChipId, mesh: Mesh, ways: Ways, weights: Arc<Weights>) -> Self {
         let slow = std::env::var_os("TT_METAL_SLOW_DISPATCH_MODE").is_some_and(|value| !value.is_empty());
         Self {
             chip,
             mesh,
+            ways,
+            places: Places::default(),
             weights,
             uploaded: HashMap::new(),
             programs: HashMap::new(),
@@ -137,6 +142,9 @@ impl OnChip {
     /// none.
     pub(super) fn run(&mut self, id: ProgramId, segment: usize) -> Result<(), ChipError> {
         let Some(loaded) = self.programs.get(&id) else { return Err(self.unknown(id)) };
+        if loaded.program.segments.get(segment).is_some_and(|segment| segment.calls.is_empty()) {
+            return Ok(());
+        }
         let untraced = loaded.traces.get(segment).is_some_and(Option::is_none);
         if self.traced && untraced && self.capture(id, segment)?.is_none() {
             // The room for traces is full: those that are there can be captured again when they are needed.
@@ -170,7 +178,7 @@ impl OnChip {
         Ok(captured.ok().map(|(trace, ())| loaded.traces[segment] = Some(trace)))
     }
 
-    fn drop_traces(&mut self) {
+    pub(super) fn drop_traces(&mut self) {
         for loaded in self.programs.values_mut() {
             loaded.traces.iter_mut().for_each(|trace| *trace = None);
         }
@@ -206,8 +214,8 @@ impl OnChip {
     }
 
     /// Does something with a tensor that is there between runs.
-    fn with<T>(
-        &mut self,
+    pub(super) fn with<T>(
+        &self,
         id: ProgramId,
         value: ValueId,
         what: impl FnOnce(&Tensor) -> ttnn_sys::Result<T>,
@@ -230,7 +238,7 @@ impl OnChip {
         failed(self.chip, program, place, error)
     }
 
-    fn unknown(&self, id: ProgramId) -> ChipError {
+    pub(super) fn unknown(&self, id: ProgramId) -> ChipError {
         ChipError::Failed {
             chip: self.chip.0,
             program: format!("number {}", id.0),
@@ -250,7 +258,7 @@ fn failed(chip: ChipId, program: &Program, place: &str, error: &ttnn_sys::Error)
 }
 
 /// A tensor of zeros.
-fn zeros(mesh: &Mesh, spec: program::TensorSpec) -> ttnn_sys::Result<Tensor> {
+pub(super) fn zeros(mesh: &Mesh, spec: program::TensorSpec) -> ttnn_sys::Result<Tensor> {
     let shape = spec.shape.map(|n| n as u32);
     let count = spec.shape.iter().product();
     let (layout, memory) = (call::layout(spec.layout), call::memory(spec.memory));
