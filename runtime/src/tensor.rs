@@ -1,6 +1,7 @@
 //! The plain tensor that stages take and give.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::device::ttnn::Resident;
 
@@ -15,7 +16,7 @@ pub struct Tensor {
 #[derive(Clone)]
 enum Values {
     Host(Vec<f32>),
-    Chip(Resident),
+    Chip(Arc<Resident>),
 }
 
 impl PartialEq for Tensor {
@@ -62,7 +63,7 @@ impl Tensor {
 
     /// A tensor whose values lie on a chip.
     pub(crate) fn on_chip(shape: [usize; 2], resident: Resident) -> Self {
-        Self { shape: shape.into(), values: Values::Chip(resident) }
+        Self { shape: shape.into(), values: Values::Chip(Arc::new(resident)) }
     }
 
     /// Where its values lie on a chip.

@@ -19,23 +19,23 @@ pub enum Destination {
 }
 
 /// A tensor of rows that lies on a chip.
-#[derive(Clone)]
 pub(crate) struct Resident {
     form: Form,
     kept: Arc<dyn Kept>,
     /// Keys, or values, of π0's state token, which stand behind those of the prefix.
     state: Option<Arc<dyn Kept>>,
-    on_host: Arc<OnceLock<Vec<f32>>>,
+    on_host: OnceLock<Vec<f32>>,
 }
 
 impl Resident {
     pub(super) fn new(form: Form, kept: Arc<dyn Kept>) -> Self {
-        Self { form, kept, state: None, on_host: Arc::default() }
+        Self { form, kept, state: None, on_host: OnceLock::new() }
     }
 
     /// The same with one more row, that of a state token, behind it.
     pub(super) fn followed_by(&self, state: Arc<dyn Kept>) -> Self {
-        Self { state: Some(state), on_host: Arc::default(), ..self.clone() }
+        let (form, kept) = (self.form.clone(), Arc::clone(&self.kept));
+        Self { form, kept, state: Some(state), on_host: OnceLock::new() }
     }
 
     /// How its rows, without a state token's, lie in a program's tensor.
