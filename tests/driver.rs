@@ -11,7 +11,7 @@ use tensact_runtime::device::emulated::{EmulatedExpert, EmulatedPrefix, Emulated
 use tensact_runtime::device::host::{ComputeDtype, ExpertSlice, PrefixSlice, VisionSlice};
 use tensact_runtime::device::ttnn::program::Numerics;
 use tensact_runtime::device::ttnn::{
-    Chip, Destination, Interpreter, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision,
+    Chip, Destination, Destinations, Interpreter, TtnnExpert, TtnnPrefix, TtnnVision,
 };
 use tensact_runtime::device::{ExpertStage, Followed, PrefixInput, PrefixStage, StepInput, VisionStage};
 use tensact_runtime::model::flow::Step;
@@ -78,7 +78,7 @@ pub fn on_chip(
 ) -> Stages {
     let (numerics, request) = (Numerics::of(weights), RequestShape::of(sizes));
     let (chip, host) = (|| Arc::clone(chip), Destination::Host);
-    let no_chips = PrefixDestinations::default;
+    let no_chips = Destinations::default;
     Stages {
         sizes: *sizes,
         vision: ranges(sizes.vision.layers, vision)
@@ -122,7 +122,7 @@ pub fn across(
         prefix: (ranges(sizes.vlm.layers, prefix).zip(towers..))
             .map(|(range, at)| {
                 let caches = expert_chips().map(|(layers, at)| (layers, to(at))).collect();
-                let to = PrefixDestinations { hidden: to(at + 1), caches };
+                let to = Destinations { hidden: to(at + 1), caches };
                 Arc::new(TtnnPrefix::load(chip(at), sizes, range, numerics, &request, to).unwrap()) as _
             })
             .collect(),

@@ -1,6 +1,6 @@
 //! Slices loaded on their devices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -14,8 +14,6 @@ use tensact_runtime::device::{ExpertStage, PrefixStage, SliceError, VisionStage}
 use tensact_topology::{
     Board, ChipId, DeviceKind, LayerRange, ModelSizes, Placement, RequestShape, Slice, StageKind, WeightDtype,
 };
-
-use crate::recorder::Place;
 
 /// A slice, loaded.
 #[derive(Clone)]
@@ -81,23 +79,22 @@ pub enum DeviceError {
     },
 }
 
-/// Which slices share a device: those with the same weights. On Tenstorrent boards each chip of a slice has its own, which
-/// knows where its results go; chips share the weights among what runs on them.
+/// Which slices share a device: those with the same weights, on Tenstorrent boards on the same chip.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     stage: StageKind,
     layers: (usize, usize),
     f32: bool,
-    chip: Option<(Place, ChipId)>,
+    chip: Option<ChipId>,
 }
 
 impl Key {
-    pub(crate) fn of(slice: &Slice, place: Place, chip: ChipId) -> Self {
+    pub(crate) fn of(slice: &Slice, chip: ChipId) -> Self {
         Self {
             stage: slice.stage,
             layers: (slice.layers.start(), slice.layers.end()),
             f32: slice.weights == WeightDtype::F32,
-            chip: (slice.device == DeviceKind::Ttnn).then_some((place, chip)),
+            chip: (slice.device == DeviceKind::Ttnn).then_some(chip),
         }
     }
 }
@@ -106,15 +103,14 @@ impl Key {
 #[derive(Default)]
 pub(crate) struct OnTtnn {
     pub(crate) devices: BTreeMap<Key, SliceDevice>,
-    /// Whether chips hand over by sockets where fabric carries them.
-    pub(crate) sockets: bool,
+    /// Pipeline and ends of edges that go from chip to chip without the host.
+    pub(crate) by_socket: BTreeSet<(usize, usize, usize)>,
 }
 
 /// All slices of a placement. Replicas share what they have in common.
 pub(crate) struct Devices {
     slices: BTreeMap<Key, SliceDevice>,
-    /// Whether Tenstorrent chips hand over by sockets where fabric carries them.
-    pub(crate) sockets: bool,
+    by_socket: BTreeSet<(usize, usize, usize)>,
 }
 
 impl Devices {
@@ -125,9 +121,9 @@ impl Devices {
         arithmetic: &Arithmetic<'_>,
     ) -> Result<Self, DeviceError> {
         let mut hosts: BTreeMap<bool, Arc<HostDevice>> = BTreeMap::new();
-        let OnTtnn { mut devices, sockets } = on_ttnn(placement, arithmetic)?;
-        for (place, slice) in all(placement) {
-            let key = Key::of(slice, place, slice.chips[0]);
+        let OnTtnn { mut devices, by_socket } = on_ttnn(placement, arithmetic)?;
+        for slice in placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
+            let key = Key::of(slice, slice.chips[0]);
             if devices.contains_key(&key) {
                 continue;
             }
@@ -148,13 +144,13 @@ impl Devices {
             };
             devices.insert(key, device);
         }
-        Ok(Self { slices: devices, sockets })
+        Ok(Self { slices: devices, by_socket })
     }
 
     /// Slices on chips that are interpreted on the host.
     #[cfg(test)]
     pub(crate) fn interpreted(ttnn: OnTtnn) -> Self {
-        Self { slices: ttnn.devices, sockets: ttnn.sockets }
+        Self { slices: ttnn.devices, by_socket: ttnn.by_socket }
     }
 
     /// Puts something in the place of every device.
@@ -164,17 +160,14 @@ impl Devices {
     }
 
     /// The device of a slice of the placement, on one of its chips.
-    pub(crate) fn of(&self, slice: &Slice, place: Place, chip: ChipId) -> SliceDevice {
-        self.slices[&Key::of(slice, place, chip)].clone()
+    pub(crate) fn of(&self, slice: &Slice, chip: ChipId) -> SliceDevice {
+        self.slices[&Key::of(slice, chip)].clone()
     }
-}
 
-/// All slices of a placement with their places.
-fn all(placement: &Placement) -> impl Iterator<Item = (Place, &Slice)> {
-    placement.pipelines.iter().enumerate().flat_map(|(number, pipeline)| {
-        let place = move |slice| Place { pipeline: number, slice };
-        pipeline.slices.iter().enumerate().map(move |(at, slice)| (place(at), slice))
-    })
+    /// Whether Tenstorrent chips hand over what goes from one slice of a pipeline to another by sockets.
+    pub(crate) fn by_socket(&self, pipeline: usize, from: usize, to: usize) -> bool {
+        self.by_socket.contains(&(pipeline, from, to))
+    }
 }
 
 #[cfg(feature = "ttnn")]

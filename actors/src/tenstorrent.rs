@@ -5,17 +5,13 @@ use std::sync::Arc;
 
 use tensact_runtime::device::SliceError;
 use tensact_runtime::device::ttnn::program::Numerics;
-use tensact_runtime::device::ttnn::{
-    Chip, Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision,
-};
-use tensact_topology::cost::Route;
+use tensact_runtime::device::ttnn::{Chip, Destination, Destinations, TtnnExpert, TtnnPrefix, TtnnVision};
 use tensact_topology::{
-    Board, Calibration, ChipId, CostModel, DeviceKind, ModelSizes, Payload, Pipeline, Placement,
-    RequestShape, Slice, StageKind,
+    Board, ChipId, DeviceKind, Edge, ModelSizes, Payload, Pipeline, Placement, RequestShape, Slice,
+    StageKind, Transport,
 };
 
-use crate::devices::{Key, SliceDevice};
-use crate::recorder::Place;
+use crate::devices::{Key, OnTtnn, SliceDevice};
 
 /// Chips of a board, and what leads from one to another.
 pub(crate) struct Fabric<'a> {
@@ -26,58 +22,57 @@ pub(crate) struct Fabric<'a> {
 }
 
 impl Fabric<'_> {
-    /// Where a chip of a slice leaves what another slice takes.
-    fn way(&self, from: &Slice, chip: ChipId, to: &Slice) -> Destination {
-        if to.device != DeviceKind::Ttnn {
+    /// Where a chip of a slice leaves what goes over an edge.
+    fn way(&self, pipeline: &Pipeline, edge: Edge, chip: ChipId) -> Destination {
+        let [from, to] = [edge.from, edge.to].map(|place| &pipeline.slices[place]);
+        // What closes a ring is a velocity, which the host integrates.
+        let closes_a_ring = edge.payload == Payload::Step && to.layers.start() == 0;
+        if to.device != DeviceKind::Ttnn || closes_a_ring {
             return Destination::Host;
         }
         if to.chips == [chip] {
             return Destination::Chip(chip);
         }
-        let model =
-            CostModel::new(self.board, self.sizes, RequestShape::of(self.sizes), Calibration::shipped());
         let reaches = |other: &ChipId| *other == chip || self.board.socket_link(chip, *other).is_some();
-        let carried = self.sockets && model.route(from, to) != Route::Host && to.chips.iter().all(reaches);
+        if !self.sockets || from.transport == Transport::Host || !to.chips.iter().all(reaches) {
+            return Destination::Host;
+        }
         match to.chips[..] {
-            [only] if carried => Destination::Chip(only),
+            [only] => Destination::Chip(only),
             // Whichever of them takes it fetches it.
-            _ if carried => Destination::Chip(chip),
-            _ => Destination::Host,
+            _ => Destination::Chip(chip),
         }
     }
 
     /// Where a chip of a slice leaves what it computes.
-    fn destinations(&self, pipeline: &Pipeline, place: usize, chip: ChipId) -> PrefixDestinations {
-        let mut destinations = PrefixDestinations::default();
-        let from = &pipeline.slices[place];
+    fn destinations(&self, pipeline: &Pipeline, place: usize, chip: ChipId) -> Destinations {
+        let mut destinations = Destinations::default();
         for edge in pipeline.edges().into_iter().filter(|edge| edge.from == place) {
-            let to = &pipeline.slices[edge.to];
+            let way = self.way(pipeline, edge, chip);
             match edge.payload {
-                Payload::Cache => destinations.caches.push((to.layers, self.way(from, chip, to))),
-                // What closes a ring is a velocity, which the host integrates.
-                Payload::Step if to.layers.start() == 0 => {}
-                Payload::Hidden | Payload::ImageTokens | Payload::Step => {
-                    destinations.hidden = self.way(from, chip, to);
-                }
+                Payload::Cache => destinations.caches.push((pipeline.slices[edge.to].layers, way)),
+                Payload::Hidden | Payload::ImageTokens | Payload::Step => destinations.next = way,
             }
         }
         destinations
     }
 
-    /// All ways from chip to chip that a placement goes.
-    pub(crate) fn sockets(&self, placement: &Placement) -> BTreeSet<(ChipId, ChipId)> {
-        let mut sockets = BTreeSet::new();
-        for pipeline in &placement.pipelines {
-            for edge in pipeline.edges() {
-                let [from, to] = [edge.from, edge.to].map(|place| &pipeline.slices[place]);
-                for chip in from.chips.iter().filter(|_| from.device == DeviceKind::Ttnn) {
-                    if self.way(from, *chip, to) != Destination::Host {
-                        sockets.extend(to.chips.iter().filter(|other| *other != chip).map(|to| (*chip, *to)));
-                    }
-                }
-            }
-        }
-        sockets
+    /// From which chips to which others an edge goes without the host.
+    fn sockets_of(&self, pipeline: &Pipeline, edge: Edge) -> BTreeSet<(ChipId, ChipId)> {
+        let [from, to] = [edge.from, edge.to].map(|place| &pipeline.slices[place]);
+        let chips = from.chips.iter().filter(|_| from.device == DeviceKind::Ttnn);
+        let ways = chips.filter(|chip| self.way(pipeline, edge, **chip) != Destination::Host);
+        let pairs = ways.flat_map(|chip| to.chips.iter().map(move |other| (*chip, *other)));
+        pairs.filter(|(chip, other)| chip != other).collect()
+    }
+
+    /// The same for a whole placement.
+    pub(crate) fn all_sockets(&self, placement: &Placement) -> BTreeSet<(ChipId, ChipId)> {
+        let of_pipeline = |pipeline: &Pipeline| {
+            let edges = pipeline.edges().into_iter();
+            edges.flat_map(|edge| self.sockets_of(pipeline, edge)).collect::<Vec<_>>()
+        };
+        placement.pipelines.iter().flat_map(of_pipeline).collect()
     }
 
     /// Loads every slice on device `ttnn` on each of its chips, ready for requests of this shape.
@@ -86,18 +81,21 @@ impl Fabric<'_> {
         placement: &Placement,
         request: &RequestShape,
         chips: &BTreeMap<ChipId, Arc<dyn Chip>>,
-    ) -> Result<BTreeMap<Key, SliceDevice>, SliceError> {
-        let mut devices = BTreeMap::new();
+    ) -> Result<OnTtnn, SliceError> {
+        let mut on_ttnn = OnTtnn::default();
         for (number, pipeline) in placement.pipelines.iter().enumerate() {
             for (place, slice) in pipeline.slices.iter().enumerate() {
                 for chip in slice.chips.iter().filter(|_| slice.device == DeviceKind::Ttnn) {
-                    let key = Key::of(slice, Place { pipeline: number, slice: place }, *chip);
                     let to = self.destinations(pipeline, place, *chip);
-                    devices.insert(key, self.slice(&chips[chip], slice, request, to)?);
+                    let loaded = self.slice(&chips[chip], slice, request, to)?;
+                    on_ttnn.devices.insert(Key::of(slice, *chip), loaded);
                 }
             }
+            let edges = pipeline.edges().into_iter();
+            let by_socket = edges.filter(|edge| !self.sockets_of(pipeline, *edge).is_empty());
+            on_ttnn.by_socket.extend(by_socket.map(|edge| (number, edge.from, edge.to)));
         }
-        Ok(devices)
+        Ok(on_ttnn)
     }
 
     fn slice(
@@ -105,19 +103,19 @@ impl Fabric<'_> {
         chip: &Arc<dyn Chip>,
         slice: &Slice,
         request: &RequestShape,
-        to: PrefixDestinations,
+        to: Destinations,
     ) -> Result<SliceDevice, SliceError> {
         let (chip, sizes, layers) = (Arc::clone(chip), self.sizes, slice.layers);
         let numerics = Numerics::of(slice.weights);
         Ok(match slice.stage {
             StageKind::Vision => SliceDevice::Vision(Arc::new(TtnnVision::load(
-                chip, sizes, layers, numerics, request, to.hidden,
+                chip, sizes, layers, numerics, request, to.next,
             )?)),
             StageKind::Prefix => {
                 SliceDevice::Prefix(Arc::new(TtnnPrefix::load(chip, sizes, layers, numerics, request, to)?))
             }
             StageKind::Expert => SliceDevice::Expert(Arc::new(TtnnExpert::load(
-                chip, sizes, layers, numerics, request, to.hidden,
+                chip, sizes, layers, numerics, request, to.next,
             )?)),
         })
     }
@@ -132,10 +130,10 @@ mod opened {
     use tensact_runtime::device::host::{ComputeDtype, HostDevice};
     use tensact_runtime::device::ttnn::executor::{TtnnChip, mocked};
     use tensact_runtime::device::ttnn::{WeightCache, Weights};
-    use tensact_topology::{Residence, Split, Transport};
+    use tensact_topology::{Residence, Split};
 
     use super::*;
-    use crate::devices::{Arithmetic, DeviceError, OnTtnn};
+    use crate::devices::{Arithmetic, DeviceError};
 
     /// Opens the board where a slice wants it, and loads every such slice on each of its chips.
     pub(crate) fn on_ttnn(placement: &Placement, arithmetic: &Arithmetic<'_>) -> Result<OnTtnn, DeviceError> {
@@ -159,9 +157,9 @@ mod opened {
             Some(cache) => weights.cached_in(cache),
             None => weights,
         });
-        let chips = TtnnChip::open(board, &ids, &fabric.sockets(placement), &weights)?;
+        let chips = TtnnChip::open(board, &ids, &fabric.all_sockets(placement), &weights)?;
         let chips = ids.into_iter().zip(chips.into_iter().map(|chip| chip as _)).collect();
-        Ok(OnTtnn { devices: fabric.load(placement, request, &chips)?, sockets })
+        Ok(fabric.load(placement, request, &chips)?)
     }
 
     fn supported(slice: &Slice, sockets: bool) -> Result<(), DeviceError> {

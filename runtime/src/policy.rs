@@ -9,7 +9,7 @@ use crate::Tensor;
 use crate::checkpoint::Checkpoint;
 use crate::device::host::{ExpertSlice, HostDevice, PrefixSlice, VisionSlice};
 use crate::device::ttnn::program::Numerics;
-use crate::device::ttnn::{Chip, Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision};
+use crate::device::ttnn::{Chip, Destination, Destinations, TtnnExpert, TtnnPrefix, TtnnVision};
 use crate::device::{ExpertStage, PrefixInput, PrefixStage, SliceError, StepInput, VisionStage};
 use crate::model::flow::{Guidance, Step, Steps};
 use crate::model::{KeyValue, KvCache, ModelInput};
@@ -212,7 +212,7 @@ impl Policy {
                     range,
                     numerics,
                     &request,
-                    PrefixDestinations::default(),
+                    Destinations::default(),
                 )?))
             },
             &|range| Ok(Arc::new(TtnnExpert::load(chip(), sizes, range, numerics, &request, host)?)),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::device::ttnn::Resident;
+use crate::device::ttnn::{ChipError, Resident};
 
 /// A dense row-major tensor of f32 values. They lie on the host, or on the chip that computed them until somebody on the
 /// host asks for them.
@@ -129,16 +129,16 @@ impl Tensor {
     ///
     /// # Panics
     /// When the chip they lie on fails.
-    #[expect(
-        clippy::panic,
-        reason = "slices ask chips, and get errors; a stage that panics here has failed like its chip"
-    )]
+    #[expect(clippy::panic, reason = "a stage that panics here has failed as its chip has")]
     pub fn data(&self) -> &[f32] {
+        self.values().unwrap_or_else(|error| panic!("cannot fetch a tensor from its chip: {error}"))
+    }
+
+    /// The same, for those who can say what a chip says.
+    pub(crate) fn values(&self) -> Result<&[f32], ChipError> {
         match &self.values {
-            Values::Host(data) => data,
-            Values::Chip(resident) => resident
-                .values()
-                .unwrap_or_else(|error| panic!("cannot fetch a tensor from its chip: {error}")),
+            Values::Host(data) => Ok(data),
+            Values::Chip(resident) => resident.values(),
         }
     }
 

@@ -113,12 +113,13 @@ impl<'a> Wiring<'a> {
 
     /// What an edge goes over. Devices that are no chips hand tensors over on the host.
     fn wire(&self, from: usize, to: usize, emulated: bool) -> Wire {
+        let by_socket = self.blueprint.devices.by_socket(self.number, from, to);
         let [from, to] = [from, to].map(|place| &self.costs.pipeline.slices[place]);
-        let on_chips = [from, to].iter().all(|slice| slice.device == DeviceKind::Ttnn);
-        let sockets = emulated || on_chips && self.blueprint.devices.sockets;
         let route = self.costs.model(RequestShape::of(&self.costs.sizes)).route(from, to);
         let transport = match Transport::from(route) {
-            Transport::Socket if !sockets => Transport::Host,
+            Transport::Socket if !emulated && !by_socket => Transport::Host,
+            // Some of the chips that share the next slice have it, others fetch it.
+            Transport::Local if by_socket => Transport::Socket,
             transport => transport,
         };
         Wire { from: from.chips[0], to: to.chips[0], transport }
@@ -183,14 +184,10 @@ impl<'a> Wiring<'a> {
         Box::new(move || drop(actor.tell(Sweep).try_send()))
     }
 
-    fn place(&self, slice: usize) -> Place {
-        Place { pipeline: self.number, slice }
-    }
-
     fn seat(&self, place: usize, chips: &[ChipId]) -> Seat {
         let slice = &self.costs.pipeline.slices[place];
         Seat {
-            place: self.place(place),
+            place: Place { pipeline: self.number, slice: place },
             stage: slice.stage,
             layers: slice.layers,
             chips: Chips::new(chips.iter().filter_map(|chip| self.chips.get(chip).cloned()).collect()),
@@ -216,8 +213,7 @@ impl<'a> Wiring<'a> {
         let shares = slice.split == Split::Cameras;
         let seats = if shares { slice.chips.chunks(1).collect() } else { vec![&slice.chips[..]] };
         let args = |chips: &[ChipId]| {
-            let SliceDevice::Vision(device) = self.blueprint.devices.of(slice, self.place(place), chips[0])
-            else {
+            let SliceDevice::Vision(device) = self.blueprint.devices.of(slice, chips[0]) else {
                 return None;
             };
             Some(VisionArgs {
@@ -235,8 +231,7 @@ impl<'a> Wiring<'a> {
     fn prefix(&self, place: usize) -> PrefixArgs {
         let pipeline = &self.costs.pipeline;
         let slice = &pipeline.slices[place];
-        let SliceDevice::Prefix(device) = self.blueprint.devices.of(slice, self.place(place), slice.chips[0])
-        else {
+        let SliceDevice::Prefix(device) = self.blueprint.devices.of(slice, slice.chips[0]) else {
             unreachable!("devices hold every slice of their placement as its own stage")
         };
         let caches = self.caches.iter().filter(|((from, _), _)| *from == place);
@@ -257,8 +252,7 @@ impl<'a> Wiring<'a> {
     fn denoise(&self, place: usize) -> DenoiseArgs {
         let pipeline = &self.costs.pipeline;
         let slice = &pipeline.slices[place];
-        let SliceDevice::Expert(device) = self.blueprint.devices.of(slice, self.place(place), slice.chips[0])
-        else {
+        let SliceDevice::Expert(device) = self.blueprint.devices.of(slice, slice.chips[0]) else {
             unreachable!("devices hold every slice of their placement as its own stage")
         };
         let ring: Vec<usize> = pipeline.of(StageKind::Expert).map(|(place, _)| place).collect();

@@ -20,7 +20,6 @@ mod ttnn;
 
 use super::*;
 use crate::devices::{Arithmetic, SliceDevice};
-use crate::recorder::Place;
 
 const POLICIES: [&str; 2] = ["tiny_pi0", "tiny_pi05"];
 
@@ -291,7 +290,7 @@ async fn nothing_is_left_of_an_engine_that_was_shut_down_or_dropped_at_work() {
         for (name, pipelines) in placements() {
             let blueprint = blueprint(&golden, pipelines, 1);
             let first = &blueprint.placement.pipelines[0].slices[0];
-            let device = match blueprint.devices.of(first, Place { pipeline: 0, slice: 0 }, first.chips[0]) {
+            let device = match blueprint.devices.of(first, first.chips[0]) {
                 SliceDevice::Vision(device) => Arc::downgrade(&device),
                 _ => panic!("a pipeline begins with vision"),
             };

@@ -124,7 +124,7 @@ impl PrefixStage for PrefixSlice {
     }
 
     fn begin(self: Arc<Self>, batch: Vec<Tensor>) -> Result<Box<dyn PrefixPass>, SliceError> {
-        Ok(Box::new(Pass::begin(self, &batch)?))
+        Ok(Box::new(Pass::begin(self, batch)?))
     }
 }
 
@@ -148,15 +148,18 @@ struct Open {
 }
 
 impl Pass {
-    fn begin(slice: Arc<PrefixSlice>, batch: &[Tensor]) -> Result<Self, SliceError> {
+    fn begin(slice: Arc<PrefixSlice>, mut batch: Vec<Tensor>) -> Result<Self, SliceError> {
         let DecoderSizes { width, head_dim, .. } = slice.sizes;
         let fits =
             |hidden: &&Tensor| matches!(*hidden.shape(), [tokens, found] if tokens > 0 && found == width);
         if let Some(odd) = batch.iter().find(|hidden| !fits(hidden)) {
             return Err(slice.shape("hidden states", format!("[1 or more tokens, {width}]"), odd.shape()));
         }
-        let hidden = Tensor::join_rows(batch).unwrap_or_else(|| Tensor::zeros([0, width]));
         let lengths: Vec<usize> = batch.iter().map(Tensor::rows).collect();
+        let hidden = match batch.len() {
+            1 => batch.remove(0),
+            _ => Tensor::join_rows(&batch).unwrap_or_else(|| Tensor::zeros([0, width])),
+        };
         let rotation = Rotation::new(lengths.iter().flat_map(|&length| 0..length), head_dim);
         Ok(Self { slice, hidden, lengths, rotation, ran: 0, open: None })
     }
@@ -184,7 +187,11 @@ impl PrefixPass for Pass {
         assert_eq!(self.ran, self.slice.blocks.len(), "a pass is finished when all its layers have run");
         let device = Arc::clone(&self.slice.device);
         device.run(|| self.close());
-        Ok((self.slice.layers.end() < self.slice.depth).then(|| self.hidden.split_rows(&self.lengths)))
+        let batch = match self.lengths.len() {
+            1 => vec![self.hidden],
+            _ => self.hidden.split_rows(&self.lengths),
+        };
+        Ok((self.slice.layers.end() < self.slice.depth).then_some(batch))
     }
 }
 

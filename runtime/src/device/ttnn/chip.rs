@@ -107,7 +107,7 @@ pub trait LoadedProgram: Send {
     fn read(&mut self, value: ValueId) -> Result<Vec<f32>, ChipError>;
 
     /// Leaves what such a tensor holds by itself on a chip, where other programs find it: on this one, or on another one
-    /// of the board, for which nobody there has to ask.
+    /// of the board, where it arrives unasked.
     ///
     /// # Errors
     /// When a chip fails, or the board has no way there.

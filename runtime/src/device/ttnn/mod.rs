@@ -21,5 +21,5 @@ pub use chip::{Chip, ChipError, Kept, LoadedProgram};
 pub use interpret::Interpreter;
 pub use packed::{Packed, Values};
 pub(crate) use slices::Resident;
-pub use slices::{Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision};
+pub use slices::{Destination, Destinations, TtnnExpert, TtnnPrefix, TtnnVision};
 pub use weights::{WeightCache, WeightError, Weights};

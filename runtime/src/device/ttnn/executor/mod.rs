@@ -18,16 +18,16 @@ use super::program::{Program, ValueId, check};
 use super::threads::{ChipThread, Ended};
 use super::weights::Weights;
 use kept::{PlaceId, Ways};
-use neighbours::{KeptOnChip, Neighbours, ended};
+use neighbours::{KeptOnChip, Neighbour, Neighbours, ended};
 use on_chip::{OnChip, ProgramId};
 
 /// DRAM of each chip that is set apart for the commands of traces: a guess at what a chip's programs take. A segment for
 /// which there is no room runs call by call.
 const TRACE_BYTES: usize = 256 << 20;
 
-/// What a core sets apart of its L1 for tensors that arrive by a socket: some tiles, so that sending and writing overlap. A
-/// guess, like the room for traces.
-const SOCKET_BYTES: u32 = 64 << 10;
+/// What every core of a chip sets apart of its L1 for each socket that ends there: eight tiles of bf16, so that sending and
+/// writing overlap. A guess, like the room for traces.
+const SOCKET_BYTES: u32 = 16 << 10;
 
 /// TT-NN reads from this variable which chips it should pretend to have.
 const MOCK: &str = "TT_METAL_MOCK_CLUSTER_DESC_PATH";
@@ -139,14 +139,16 @@ impl TtnnChip {
         let start = |chip: &ChipId| {
             let (part, ways) = (parts[chip].clone(), ways.remove(chip).unwrap_or_default());
             let on_chip = OnChip::new(*chip, part, ways, Arc::clone(weights));
+            let rooms = Arc::clone(on_chip.rooms());
             let thread = ChipThread::start(format!("chip {chip}"), on_chip)
                 .map_err(|source| OpenError::Thread { chip: *chip, source })?;
-            Ok(Arc::new(Self { id: *chip, thread, board: Arc::clone(&neighbours) }))
+            let neighbour = Neighbour { jobs: Arc::downgrade(thread.jobs()), rooms };
+            Ok((Arc::new(Self { id: *chip, thread, board: Arc::clone(&neighbours) }), (*chip, neighbour)))
         };
-        let opened: Vec<Arc<Self>> = chips.iter().map(start).collect::<Result<_, OpenError>>()?;
-        let all = opened.iter().map(|chip| (chip.id, Arc::downgrade(chip.thread.jobs()))).collect();
+        let (opened, all): (Vec<Arc<Self>>, BTreeMap<ChipId, Neighbour>) =
+            chips.iter().map(start).collect::<Result<Vec<_>, OpenError>>()?.into_iter().unzip();
         // This is the only place where it is set.
-        let _ = neighbours.jobs.set(all);
+        let _ = neighbours.chips.set(all);
         Ok(opened)
     }
 

@@ -5,17 +5,23 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use tensact_topology::ChipId;
 
-use super::kept::PlaceId;
+use super::kept::{GROUP, PlaceId, Rooms};
 use super::on_chip::OnChip;
 use crate::device::ttnn::chip::{ChipError, Kept};
 use crate::device::ttnn::program::TensorSpec;
-use crate::device::ttnn::threads::{Ended, Jobs, Order};
+use crate::device::ttnn::threads::{Ended, Jobs, Order, Side};
 
-/// The threads of all chips of a board. They end with their chips, not with this.
+/// How to reach the chips of a board. Their threads end with their chips, not with this.
 #[derive(Default)]
 pub(super) struct Neighbours {
-    pub(super) jobs: OnceLock<BTreeMap<ChipId, Weak<Jobs<OnChip>>>>,
+    pub(super) chips: OnceLock<BTreeMap<ChipId, Neighbour>>,
     order: Order,
+}
+
+/// A chip seen from others.
+pub(super) struct Neighbour {
+    pub(super) jobs: Weak<Jobs<OnChip>>,
+    pub(super) rooms: Arc<Rooms>,
 }
 
 /// What is said of programs where there is none.
@@ -32,9 +38,10 @@ pub(super) fn ended(chip: ChipId, program: &str) -> ChipError {
 }
 
 impl Neighbours {
-    fn jobs(&self, chip: ChipId) -> Result<Arc<Jobs<OnChip>>, ChipError> {
-        let known = self.jobs.get().and_then(|all| all.get(&chip)).and_then(Weak::upgrade);
-        known.ok_or_else(|| ended(chip, BETWEEN))
+    fn chip(&self, chip: ChipId) -> Result<(Arc<Jobs<OnChip>>, &Rooms), ChipError> {
+        let known = self.chips.get().and_then(|all| all.get(&chip));
+        let open = known.and_then(|known| Some((known.jobs.upgrade()?, &*known.rooms)));
+        open.ok_or_else(|| ended(chip, BETWEEN))
     }
 
     /// Runs something on a chip's thread and waits for it.
@@ -43,27 +50,32 @@ impl Neighbours {
         chip: ChipId,
         job: impl FnOnce(&mut OnChip) -> Result<T, ChipError> + Send + 'static,
     ) -> Result<T, ChipError> {
-        self.jobs(chip)?.ask(job).unwrap_or_else(|Ended| Err(ended(chip, BETWEEN)))
+        self.chip(chip)?.0.ask(job).unwrap_or_else(|Ended| Err(ended(chip, BETWEEN)))
     }
 
-    /// Has one chip send a tensor that the other one keeps. The receiver is told at once, so that the tensor leaves the
-    /// sender whatever the receiver does next; nobody waits for it to arrive.
+    /// Has one chip send a tensor that the other one keeps. There is room for it before anything is sent: a tensor that
+    /// nobody receives would hold its sender up for ever. Nobody waits for it to arrive.
     pub(super) fn hand_over(
         &self,
         (from, to): (ChipId, ChipId),
         spec: TensorSpec,
         send: impl FnOnce(&mut OnChip) -> Result<(), ChipError> + Send + 'static,
     ) -> Result<KeptOnChip, ChipError> {
-        let (sender, receiver) = (self.jobs(from)?, self.jobs(to)?);
+        let ((sender, _), (receiver, rooms)) = (self.chip(from)?, self.chip(to)?);
+        while !rooms.reserve(spec) {
+            self.ask(to, move |on_chip| on_chip.make_room(spec, GROUP))?;
+        }
         let place = PlaceId::new();
-        let receive = move |on_chip: &mut OnChip, sent: Result<(), Option<ChipError>>| {
-            // What was not sent is told to who asked for it.
-            if sent.is_ok() {
-                on_chip.receive(place, spec, from);
-            }
+        let receive = move |on_chip: &mut OnChip| on_chip.receive(place, spec, from);
+        let sent = match self.order.hand_over(&sender, &receiver, send, receive) {
+            Ok(sent) => sent,
+            Err(Side::Sender) => Err(ended(from, BETWEEN)),
+            Err(Side::Receiver) => Err(ended(to, BETWEEN)),
         };
-        let sent = self.order.hand_over(&sender, &receiver, send, receive);
-        sent.unwrap_or_else(|Ended| Err(ended(from, BETWEEN)))?;
+        if let Err(error) = sent {
+            rooms.give_back(spec, 1);
+            return Err(error);
+        }
         Ok(KeptOnChip { chip: to, jobs: Arc::downgrade(&receiver), place, spec })
     }
 }

@@ -87,6 +87,13 @@ impl OnChip {
     /// Uploads weights, makes room for everything that stays, and runs every segment once on zeros, so that its kernels
     /// are compiled and what cannot run is known before a request comes.
     pub(super) fn load(&mut self, program: &Arc<Program>) -> Result<ProgramId, ChipError> {
+        self.load_once(program).or_else(|error| {
+            // The chip may be full of room for tensors that are no longer asked for.
+            if self.give_up_rooms() { self.load_once(program) } else { Err(error) }
+        })
+    }
+
+    fn load_once(&mut self, program: &Arc<Program>) -> Result<ProgramId, ChipError> {
         // A replay writes where its own passing tensors lay, which TT-NN gives away again: nothing that stays may be
         // allocated while a trace is there. They are captured anew when they are next run.
         self.drop_traces();

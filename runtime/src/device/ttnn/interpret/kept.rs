@@ -1,13 +1,16 @@
-//! Tensors that lie on interpreted chips. All chips of a board are in one process, so it makes no difference on which.
+//! Tensors that lie on interpreted chips. All chips of a board are in one process, so where they lie is only taken down.
 
 use std::any::Any;
 use std::sync::Arc;
+
+use tensact_topology::ChipId;
 
 use crate::device::ttnn::program::TensorSpec;
 use crate::device::ttnn::{ChipError, Kept};
 
 /// Values that are rounded to the tensor's dtype.
 pub(super) struct Floats {
+    pub(super) chip: ChipId,
     pub(super) spec: TensorSpec,
     pub(super) values: Arc<Vec<f32>>,
 }
@@ -22,10 +25,10 @@ impl Kept for Floats {
     }
 }
 
-/// The values of a tensor; one of another kind of chip is read.
-pub(super) fn values(kept: &dyn Kept) -> Result<Arc<Vec<f32>>, ChipError> {
+/// The values of a tensor, and on which chip they lie; one of another kind of chip is read.
+pub(super) fn values(kept: &dyn Kept) -> Result<(Option<ChipId>, Arc<Vec<f32>>), ChipError> {
     match (kept as &dyn Any).downcast_ref::<Floats>() {
-        Some(floats) => Ok(Arc::clone(&floats.values)),
-        None => kept.read().map(Arc::new),
+        Some(floats) => Ok((Some(floats.chip), Arc::clone(&floats.values))),
+        None => Ok((None, Arc::new(kept.read()?))),
     }
 }

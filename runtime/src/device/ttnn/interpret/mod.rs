@@ -10,8 +10,9 @@ mod ops;
 mod rearrange;
 mod sockets;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tensact_topology::ChipId;
 
@@ -32,6 +33,17 @@ pub struct Interpreter {
 struct Board {
     weights: Weights,
     sockets: Sockets,
+    moves: Mutex<BTreeSet<(ChipId, ChipId)>>,
+}
+
+impl Board {
+    /// Takes down that a tensor went from one chip to another.
+    fn moved(&self, from: ChipId, to: ChipId) {
+        if from != to {
+            // A poisoned set is still a set of whole ways.
+            self.moves.lock().unwrap_or_else(PoisonError::into_inner).insert((from, to));
+        }
+    }
 }
 
 impl Interpreter {
@@ -46,12 +58,20 @@ impl Interpreter {
 
     /// Chip 0 of a board with these weights, on the threads that make them.
     pub fn with_weights(weights: Weights) -> Arc<Self> {
-        Arc::new(Self { id: ChipId(0), board: Arc::new(Board { weights, sockets: Sockets::default() }) })
+        Arc::new(Self {
+            id: ChipId(0),
+            board: Arc::new(Board { weights, sockets: Sockets::default(), moves: Mutex::default() }),
+        })
     }
 
     /// Another chip of the same board: what one sends the other receives.
     pub fn chip(&self, id: ChipId) -> Arc<Self> {
         Arc::new(Self { id, board: Arc::clone(&self.board) })
+    }
+
+    /// From which chips tensors went to which others without the host, since this was last asked.
+    pub fn take_moves(&self) -> BTreeSet<(ChipId, ChipId)> {
+        std::mem::take(&mut *self.board.moves.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn weight(&self, program: &Program, id: ValueId) -> Result<Option<Held>, ChipError> {
@@ -135,11 +155,14 @@ impl LoadedProgram for Loaded {
         }
     }
 
-    fn keep(&mut self, value: ValueId, _: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
+    fn keep(&mut self, value: ValueId, on: ChipId) -> Result<Arc<dyn Kept>, ChipError> {
         let kept = match self.floats(value) {
-            Ok(floats) => kept::Floats { spec: self.program.value(value).spec, values: floats.values },
+            Ok(floats) => {
+                kept::Floats { chip: on, spec: self.program.value(value).spec, values: floats.values }
+            }
             Err(message) => return Err(self.failed("keep".into(), message)),
         };
+        self.board.moved(self.chip, on);
         Ok(Arc::new(kept))
     }
 
@@ -150,7 +173,8 @@ impl LoadedProgram for Loaded {
     fn fill(&mut self, input: ValueId, from: &dyn Kept) -> Result<(), ChipError> {
         check_fill(&self.program, input, from.spec())?;
         let (found, expected) = (from.spec(), self.program.value(input).spec);
-        let values = kept::values(from)?;
+        let (chip, values) = kept::values(from)?;
+        chip.iter().for_each(|chip| self.board.moved(*chip, self.chip));
         let values = match found.shape == expected.shape {
             true => values,
             false => Arc::new(with_more_rows(&values, found, expected)),

@@ -12,7 +12,7 @@ mod vision;
 
 pub(super) use expert::MOST_REQUESTS;
 pub use expert::TtnnExpert;
-pub use prefix::{PrefixDestinations, TtnnPrefix};
-pub use resident::Destination;
+pub use prefix::TtnnPrefix;
 pub(crate) use resident::Resident;
+pub use resident::{Destination, Destinations};
 pub use vision::TtnnVision;

@@ -14,7 +14,7 @@ use crate::device::ttnn::{Chip, ChipError, Kept, LoadedProgram};
 /// Programs that a slice keeps loaded while they do not run. Shapes are few: lengths of prefixes are rounded up.
 const KEPT: usize = 8;
 
-/// Tensors of a kind that a slice makes room for where they go: while one is read the next can arrive.
+/// Tensors that a slice makes room for where an output goes: those of one request are in use while those of the next arrive.
 const LANDINGS: usize = 2;
 
 /// Loads programs when their shape is first asked for, and keeps those last used.
@@ -120,7 +120,7 @@ impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
     pub(super) fn take(&mut self, input: &str, tensor: &Tensor, form: &Form) -> Result<(), ChipError> {
         match tensor.resident().filter(|resident| resident.form().rows().same(form.rows())) {
             Some(resident) => self.fill(input, resident.kept()),
-            None => self.write(input, &form.spread(tensor.data())),
+            None => self.write(input, &form.spread(tensor.values()?)),
         }
     }
 

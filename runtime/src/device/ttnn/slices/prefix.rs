@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, RequestShape, StageKind};
 
 use super::pool::{Lease, Pool};
-use super::resident::Destination;
+use super::resident::{Destination, Destinations};
 use super::rows::{Form, Heads, ValidRows, mask_row};
 use crate::Tensor;
 use crate::device::ttnn::Chip;
@@ -20,31 +20,9 @@ pub struct TtnnPrefix {
     sizes: ModelSizes,
     layers: LayerRange,
     numerics: Numerics,
-    to: PrefixDestinations,
+    to: Destinations,
     embeddings: Arc<Pool<Parts>>,
     layers_over: Arc<Pool<PrefixRows>>,
-}
-
-/// Where a slice of the VLM leaves what it computes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PrefixDestinations {
-    /// Hidden states, for the next slice.
-    pub hidden: Destination,
-    /// Keys and values of these layers; those of all others go to the host.
-    pub caches: Vec<(LayerRange, Destination)>,
-}
-
-impl PrefixDestinations {
-    fn cache(&self, layer: usize) -> Destination {
-        let found = self.caches.iter().find(|(layers, _)| layers.contains(layer));
-        found.map_or(Destination::Host, |(_, to)| *to)
-    }
-
-    /// Whether anything goes to a chip.
-    fn any_chip(&self) -> bool {
-        let all = self.caches.iter().map(|(_, to)| *to).chain([self.hidden]);
-        all.into_iter().any(|to| to != Destination::Host)
-    }
 }
 
 /// What a prefix is assembled of: so many images of so many patches each, and so many tokens in whole tiles.
@@ -67,14 +45,15 @@ impl TtnnPrefix {
         layers: LayerRange,
         numerics: Numerics,
         request: &RequestShape,
-        to: PrefixDestinations,
+        to: Destinations,
     ) -> Result<Self, SliceError> {
         SliceError::check_layers(STAGE, sizes.vlm.layers, layers)?;
         let (embeddings, layers_over) = (Pool::new(Arc::clone(&chip)), Pool::new(chip));
         let slice = Self { sizes: *sizes, layers, numerics, to, embeddings, layers_over };
         if layers.start() == 0 {
             let (patches, tokens) = (sizes.vision.patches(), request.prompt_tokens.next_multiple_of(TILE));
-            slice.lease_embedding(Parts { images: request.cameras, patches, tokens })?;
+            let mut lease = slice.lease_embedding(Parts { images: request.cameras, patches, tokens })?;
+            lease.make_room("hidden", Destination::Chip(slice.embeddings.chip()))?;
         }
         let mut lease = slice.lease_layers(PrefixRows::holding(request.prefix_tokens(sizes)))?;
         for layer in layers.iter() {
@@ -83,7 +62,7 @@ impl TtnnPrefix {
             }
         }
         if !slice.is_last() {
-            lease.make_room("hidden", slice.to.hidden)?;
+            lease.make_room("hidden", slice.to.next)?;
         }
         drop(lease);
         Ok(slice)
@@ -126,9 +105,8 @@ impl TtnnPrefix {
         let parts = starts.chain([(images * padded, input.tokens.len())]);
         let spans = parts.map(|(start, rows)| start..start + rows);
         let rows = PrefixRows::holding(images * padded + tokens);
-        // What is to lie on chips behind this slice need not leave its own before.
-        let to =
-            if self.to.any_chip() { Destination::Chip(self.embeddings.chip()) } else { Destination::Host };
+        // Nobody else takes it.
+        let to = Destination::Chip(self.embeddings.chip());
         Ok(lease.give("hidden", &Form::Rows(ValidRows::spans(spans, rows.count())), to)?)
     }
 
@@ -245,7 +223,7 @@ impl PrefixPass for Pass {
         if self.slice.is_last() {
             return Ok(None);
         }
-        let to = self.slice.to.hidden;
+        let to = self.slice.to.next;
         self.sequences.iter_mut().map(|sequence| sequence.hidden(to)).collect::<Result<_, _>>().map(Some)
     }
 }

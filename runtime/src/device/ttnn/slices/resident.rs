@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use tensact_topology::ChipId;
+use tensact_topology::{ChipId, LayerRange};
 
 use super::rows::Form;
 use crate::device::ttnn::{ChipError, Kept};
@@ -16,6 +16,22 @@ pub enum Destination {
     Host,
     /// On this chip, which may be the slice's own.
     Chip(ChipId),
+}
+
+/// Where a slice leaves what several others take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Destinations {
+    /// For the next slice.
+    pub next: Destination,
+    /// Keys and values of these layers, where the slice is one of the VLM; those of all others go to the host.
+    pub caches: Vec<(LayerRange, Destination)>,
+}
+
+impl Destinations {
+    pub(super) fn cache(&self, layer: usize) -> Destination {
+        let found = self.caches.iter().find(|(layers, _)| layers.contains(layer));
+        found.map_or(Destination::Host, |(_, to)| *to)
+    }
 }
 
 /// A tensor of rows that lies on a chip.

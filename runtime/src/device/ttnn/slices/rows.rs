@@ -75,7 +75,7 @@ impl ValidRows {
 /// How a tensor `[tokens, width]` lies in one of a program.
 #[derive(Debug, Clone)]
 pub(super) enum Form {
-    /// `[1, 1, rows, width]`, or wider with zeros behind each row.
+    /// `[1, 1, rows, width]`.
     Rows(ValidRows),
     /// Keys, or values, by head: `[1, kv_heads, rows, places]`.
     Heads(ValidRows, Heads),

@@ -17,7 +17,7 @@ use crate::device::host::{ComputeDtype, HostDevice};
 use crate::device::ttnn::interpret::Interpreter;
 use crate::device::ttnn::program::Numerics;
 use crate::device::ttnn::{
-    Destination, PrefixDestinations, TtnnExpert, TtnnPrefix, TtnnVision, WeightCache, Weights,
+    Destination, Destinations, TtnnExpert, TtnnPrefix, TtnnVision, WeightCache, Weights,
 };
 use crate::device::{ExpertStage, PrefixInput, PrefixStage, StepInput, VisionStage};
 use crate::model::flow::{Steps, noise};
@@ -72,7 +72,7 @@ fn actions(checkpoint: &Checkpoint, sample: &Sample, weights: WeightDtype, cache
             all(sizes.vlm.layers),
             numerics,
             &request,
-            PrefixDestinations::default(),
+            Destinations::default(),
         )
         .unwrap(),
     );
