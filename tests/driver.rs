@@ -122,7 +122,7 @@ pub fn across(
         prefix: (ranges(sizes.vlm.layers, prefix).zip(towers..))
             .map(|(range, at)| {
                 let caches = expert_chips().map(|(layers, at)| (layers, to(at))).collect();
-                let to = Destinations { hidden: to(at + 1), caches };
+                let to = Destinations { next: to(at + 1), caches };
                 Arc::new(TtnnPrefix::load(chip(at), sizes, range, numerics, &request, to).unwrap()) as _
             })
             .collect(),
