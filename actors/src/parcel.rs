@@ -42,7 +42,7 @@ pub(crate) trait Content {
         None
     }
 
-    /// Bytes of its tensors on the host.
+    /// Bytes of its tensors where they lie: padded to tiles on a chip.
     fn bytes(&self) -> u64;
 }
 

@@ -137,6 +137,9 @@ class Prometheus(Process):
     def _up(self) -> bool:
         self.check()
         try:
+            # It listens before it can answer queries.
+            if httpx.get(f"{self.url}/-/ready", timeout=PATIENCE).status_code != httpx.codes.OK:
+                return False
             return [float(sample["value"][1]) for sample in self.ask("up")] == [1.0]
         except httpx.TransportError:
             return False

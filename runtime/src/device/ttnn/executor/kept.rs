@@ -95,9 +95,9 @@ impl OnChip {
     /// Leaves what a program's tensor holds in a place of its own.
     pub(super) fn keep(&mut self, id: ProgramId, value: ValueId, place: PlaceId) -> Result<(), ChipError> {
         let spec = self.spec(id, value)?;
-        if !self.places.rooms.reserve(spec) {
+        // Others may reserve what is made before this does.
+        while !self.places.rooms.reserve(spec) {
             self.make_room(spec, GROUP)?;
-            self.places.rooms.reserve(spec);
         }
         let into = self.room(spec)?;
         self.before(Move::Copy(spec));
@@ -163,16 +163,17 @@ impl OnChip {
         tensor.to_f32().map_err(|error| self.between(&format!("reading {spec}"), &error))
     }
 
-    /// Makes room for so many more tensors.
+    /// Makes room for so many more tensors, or as many as there is memory for.
     pub(super) fn make_room(&mut self, spec: TensorSpec, tensors: usize) -> Result<(), ChipError> {
         // A replay writes where its passing tensors lay, which TT-NN gives away again.
         self.drop_traces();
-        for _ in 0..tensors {
-            let room = zeros(&self.mesh, spec).or_else(|_| {
+        for made in 0..tensors {
+            let room = match zeros(&self.mesh, spec) {
+                Err(_) if made > 0 => return Ok(()),
                 // The chip may be full of room for what is no longer asked for.
-                self.give_up_rooms();
-                zeros(&self.mesh, spec)
-            });
+                Err(_) if self.give_up_rooms() => zeros(&self.mesh, spec),
+                made => made,
+            };
             let room = room.map_err(|error| self.between(&format!("room for {spec}"), &error))?;
             self.set_free(spec, room);
         }
