@@ -99,18 +99,12 @@ impl Key {
     }
 }
 
-/// Slices on Tenstorrent chips.
+/// Slices of a placement. Replicas share what they have in common.
 #[derive(Default)]
-pub(crate) struct OnTtnn {
-    pub(crate) devices: BTreeMap<Key, SliceDevice>,
-    /// Pipeline and ends of edges that go from chip to chip without the host.
-    pub(crate) by_socket: BTreeSet<(usize, usize, usize)>,
-}
-
-/// All slices of a placement. Replicas share what they have in common.
 pub(crate) struct Devices {
-    slices: BTreeMap<Key, SliceDevice>,
-    by_socket: BTreeSet<(usize, usize, usize)>,
+    pub(crate) slices: BTreeMap<Key, SliceDevice>,
+    /// Pipeline and ends of edges that go from one Tenstorrent chip to another without the host.
+    pub(crate) by_socket: BTreeSet<(usize, usize, usize)>,
 }
 
 impl Devices {
@@ -121,10 +115,10 @@ impl Devices {
         arithmetic: &Arithmetic<'_>,
     ) -> Result<Self, DeviceError> {
         let mut hosts: BTreeMap<bool, Arc<HostDevice>> = BTreeMap::new();
-        let OnTtnn { mut devices, by_socket } = on_ttnn(placement, arithmetic)?;
+        let mut devices = on_ttnn(placement, arithmetic)?;
         for slice in placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices) {
             let key = Key::of(slice, slice.chips[0]);
-            if devices.contains_key(&key) {
+            if devices.slices.contains_key(&key) {
                 continue;
             }
             let device = match arithmetic {
@@ -142,15 +136,9 @@ impl Devices {
                     on_host(&host, checkpoint, slice)?
                 }
             };
-            devices.insert(key, device);
+            devices.slices.insert(key, device);
         }
-        Ok(Self { slices: devices, by_socket })
-    }
-
-    /// Slices on chips that are interpreted on the host.
-    #[cfg(test)]
-    pub(crate) fn interpreted(ttnn: OnTtnn) -> Self {
-        Self { slices: ttnn.devices, by_socket: ttnn.by_socket }
+        Ok(devices)
     }
 
     /// Puts something in the place of every device.
@@ -175,11 +163,11 @@ use crate::tenstorrent::on_ttnn;
 
 /// Slices on Tenstorrent chips, which this build cannot drive.
 #[cfg(not(feature = "ttnn"))]
-fn on_ttnn(placement: &Placement, _: &Arithmetic<'_>) -> Result<OnTtnn, DeviceError> {
+fn on_ttnn(placement: &Placement, _: &Arithmetic<'_>) -> Result<Devices, DeviceError> {
     let mut slices = placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
     match slices.find(|slice| slice.device == DeviceKind::Ttnn) {
         Some(slice) => Err(DeviceError::NoTtnn { stage: slice.stage, layers: slice.layers }),
-        None => Ok(OnTtnn::default()),
+        None => Ok(Devices::default()),
     }
 }
 

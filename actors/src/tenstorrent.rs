@@ -11,7 +11,7 @@ use tensact_topology::{
     StageKind, Transport,
 };
 
-use crate::devices::{Key, OnTtnn, SliceDevice};
+use crate::devices::{Devices, Key, SliceDevice};
 
 /// Chips of a board, and what leads from one to another.
 pub(crate) struct Fabric<'a> {
@@ -81,21 +81,21 @@ impl Fabric<'_> {
         placement: &Placement,
         request: &RequestShape,
         chips: &BTreeMap<ChipId, Arc<dyn Chip>>,
-    ) -> Result<OnTtnn, SliceError> {
-        let mut on_ttnn = OnTtnn::default();
+    ) -> Result<Devices, SliceError> {
+        let mut devices = Devices::default();
         for (number, pipeline) in placement.pipelines.iter().enumerate() {
             for (place, slice) in pipeline.slices.iter().enumerate() {
                 for chip in slice.chips.iter().filter(|_| slice.device == DeviceKind::Ttnn) {
                     let to = self.destinations(pipeline, place, *chip);
                     let loaded = self.slice(&chips[chip], slice, request, to)?;
-                    on_ttnn.devices.insert(Key::of(slice, *chip), loaded);
+                    devices.slices.insert(Key::of(slice, *chip), loaded);
                 }
             }
             let edges = pipeline.edges().into_iter();
             let by_socket = edges.filter(|edge| !self.sockets_of(pipeline, *edge).is_empty());
-            on_ttnn.by_socket.extend(by_socket.map(|edge| (number, edge.from, edge.to)));
+            devices.by_socket.extend(by_socket.map(|edge| (number, edge.from, edge.to)));
         }
-        Ok(on_ttnn)
+        Ok(devices)
     }
 
     fn slice(
@@ -136,14 +136,17 @@ mod opened {
     use crate::devices::{Arithmetic, DeviceError};
 
     /// Opens the board where a slice wants it, and loads every such slice on each of its chips.
-    pub(crate) fn on_ttnn(placement: &Placement, arithmetic: &Arithmetic<'_>) -> Result<OnTtnn, DeviceError> {
+    pub(crate) fn on_ttnn(
+        placement: &Placement,
+        arithmetic: &Arithmetic<'_>,
+    ) -> Result<Devices, DeviceError> {
         let slices = placement.pipelines.iter().flat_map(|pipeline| &pipeline.slices);
         let slices: Vec<&Slice> = slices.filter(|slice| slice.device == DeviceKind::Ttnn).collect();
         let Arithmetic::Host { checkpoint, board, request, threads } = arithmetic else {
-            return Ok(OnTtnn::default());
+            return Ok(Devices::default());
         };
         if slices.is_empty() {
-            return Ok(OnTtnn::default());
+            return Ok(Devices::default());
         }
         let sockets = mocked().is_none();
         for slice in &slices {

@@ -26,7 +26,7 @@ fn on_chips(
     let sizes = *golden.checkpoint.sizes();
     let fabric = Fabric { board: &board, sizes: &sizes, sockets };
     let chips = board.chips().iter().map(|chip| (chip.id, first.chip(chip.id) as Arc<dyn Chip>)).collect();
-    let devices = Devices::interpreted(fabric.load(&placement, &RequestShape::of(&sizes), &chips).unwrap());
+    let devices = fabric.load(&placement, &RequestShape::of(&sizes), &chips).unwrap();
     let ways = fabric.all_sockets(&placement);
     (Blueprint { board: Arc::new(board), placement, devices, ..blueprint }, ways)
 }

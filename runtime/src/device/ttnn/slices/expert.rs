@@ -7,7 +7,7 @@ use tensact_topology::{ChipId, LayerRange, ModelSizes, RequestShape, StageKind, 
 
 use super::first_step::Following;
 use super::pool::{Lease, Pool};
-use super::resident::Destination;
+use super::resident::{Destination, Resident};
 use super::rows::{Form, Heads, ValidRows, mask_row, spread_rows};
 use crate::Tensor;
 use crate::device::host::of_shape;
@@ -201,7 +201,7 @@ impl TtnnExpert {
         for (what, part) in [("keys", &entry.keys), ("values", &entry.values)] {
             let input = format!("{what} {layer} of {place}");
             let state = format!("state {input}");
-            if let Some(resident) = part.resident().filter(|resident| resident.form().rows().same(rows)) {
+            if let Some(resident) = Resident::of(part, rows) {
                 lease.fill(&input, resident.kept())?;
                 resident.state().map_or(Ok(()), |own| lease.fill(&state, own))?;
                 continue;

@@ -118,7 +118,7 @@ impl<K: PartialEq + Copy, T: Default> Lease<K, T> {
 
     /// The same for what a slice takes: from the chip where it lies in the places of this form, or from the host into them.
     pub(super) fn take(&mut self, input: &str, tensor: &Tensor, form: &Form) -> Result<(), ChipError> {
-        match tensor.resident().filter(|resident| resident.form().rows().same(form.rows())) {
+        match Resident::of(tensor, form.rows()) {
             Some(resident) => self.fill(input, resident.kept()),
             None => self.write(input, &form.spread(tensor.values()?)),
         }

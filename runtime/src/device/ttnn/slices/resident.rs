@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use tensact_topology::{ChipId, LayerRange};
 
-use super::rows::Form;
+use super::rows::{Form, ValidRows};
+use crate::Tensor;
 use crate::device::ttnn::{ChipError, Kept};
 
 /// Where a slice leaves what it computes.
@@ -52,6 +53,11 @@ impl Resident {
     pub(super) fn followed_by(&self, state: Arc<dyn Kept>) -> Self {
         let (form, kept) = (self.form.clone(), Arc::clone(&self.kept));
         Self { form, kept, state: Some(state), on_host: OnceLock::new() }
+    }
+
+    /// Where a tensor lies on a chip, if these are its valid rows there.
+    pub(super) fn of<'a>(tensor: &'a Tensor, rows: &ValidRows) -> Option<&'a Self> {
+        tensor.resident().filter(|resident| resident.form.rows().same(rows))
     }
 
     /// How its rows, without a state token's, lie in a program's tensor.
