@@ -1,8 +1,7 @@
 //! The kernels and their shapes: those of π0's base size.
 
-use std::cell::LazyCell;
 use std::hint::black_box;
-use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
 
 use tensact_runtime::device::host::measure::{
     self, Activations, Attention, GatedMatrix, HeadSizes, LayerNorm, Matrix, RmsNorm, Rotary,
@@ -25,7 +24,7 @@ pub(crate) struct Case {
 
 pub(crate) struct Prepared {
     pub(crate) work: Work,
-    pub(crate) call: Box<dyn FnMut(&HostDevice)>,
+    pub(crate) call: Box<dyn FnMut(&HostDevice) + Send>,
 }
 
 /// What one call does.
@@ -74,10 +73,10 @@ enum Then {
 }
 
 /// Computes a layer; the last argument is the residual stream.
-type Apply = Box<dyn Fn(&HostDevice, &Activations, &mut [f32])>;
+type Apply = Box<dyn Fn(&HostDevice, &Activations, &mut [f32]) + Send + Sync>;
 
 /// Copies of a layer's weights, packed when they are needed and shared by its cases.
-type Weights = Rc<LazyCell<Vec<Apply>, Box<dyn FnOnce() -> Vec<Apply>>>>;
+type Weights = Arc<LazyLock<Vec<Apply>, Box<dyn FnOnce() -> Vec<Apply> + Send>>>;
 
 /// The linear layers, with three cameras and 48 tokens of instruction: 768 rows in the vision tower and 816 in the VLM.
 /// The expert's 50 rows are those of one request, its 200 those of four.
@@ -122,9 +121,9 @@ impl Layer {
     /// As many copies as take that many bytes, at least one.
     fn weights(self, bytes: usize) -> Weights {
         // Packed weights fit any kernel of one compute type.
-        let pack: Box<dyn FnOnce() -> Vec<Apply>> =
+        let pack: Box<dyn FnOnce() -> Vec<Apply> + Send> =
             Box::new(move || self.pack(&devices(Kernel::fastest())[0], bytes));
-        Rc::new(LazyCell::new(pack))
+        Arc::new(LazyLock::new(pack))
     }
 
     fn pack(self, device: &HostDevice, bytes: usize) -> Vec<Apply> {
@@ -152,7 +151,7 @@ impl Layer {
     /// The layer over some rows, with one copy of the weights after the other.
     fn case(self, kernel: Kernel, rows: usize, suffix: &str, weights: &Weights) -> Case {
         let Self { name, inner, columns, then, .. } = self;
-        let weights = Rc::clone(weights);
+        let weights = Arc::clone(weights);
         let (products, times) = if then == Then::Gated { (2, "2 x ") } else { (1, "") };
         let prepare = move |device: &HostDevice| {
             let x = Activations::random(device, rows, inner);
@@ -202,7 +201,7 @@ fn attentions() -> Vec<Case> {
 
 /// What is bound by memory and not by arithmetic.
 fn element_wise() -> Vec<Case> {
-    type Make = fn(usize, usize) -> Box<dyn FnMut(&HostDevice)>;
+    type Make = fn(usize, usize) -> Box<dyn FnMut(&HostDevice) + Send>;
     let norm = |name: &str, rows: usize, width: usize, make: Make| {
         let prepare = move |device: &HostDevice| Prepared {
             work: Work::Bytes(

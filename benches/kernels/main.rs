@@ -89,7 +89,7 @@ fn measure(case: &str, shape: &str, device: &HostDevice, prepared: &mut Prepared
             break;
         }
         peak.turn(device);
-        seconds.push(seconds_per_call(|| (prepared.call)(device)));
+        seconds.push(measure::within(device, || seconds_per_call(|| (prepared.call)(device))));
     }
     let (seconds, peak) = (median(&mut seconds), peak.highest());
     let (work, unit) = match prepared.work {

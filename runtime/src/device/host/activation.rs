@@ -2,22 +2,42 @@
 
 use super::vectorise::vectorised;
 
+/// 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the sum.
+const SHIFT: f32 = 12_582_912.0;
+
 /// `e^x`, accurate to 2 units in the last place; arguments below -87 give the smallest normal numbers, above 88 the
 /// largest. Reduction and polynomial as in Cephes' `expf` (Moshier).
 #[inline(always)]
 pub(in crate::device) fn exp(x: f32) -> f32 {
-    /// 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the sum.
-    const SHIFT: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;
-    let r = x - n * 0.693_359_4;
-    let r = r - n * -2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let mut p = 1.987_569_1e-4f32;
     for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = p * r + coefficient;
+        p = p.mul_add(r, coefficient);
     }
-    let p = p * r * r + r + 1.0;
+    times_power_of_two(p.mul_add(r * r, r) + 1.0, shifted)
+}
+
+/// `2^x`, likewise between -126 and 127; the polynomial is that of Cephes' `exp2f`.
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    let x = x.clamp(-126.0, 127.0);
+    let shifted = x + SHIFT;
+    let r = x - (shifted - SHIFT);
+    let mut p = 1.535_336_2e-4f32;
+    for coefficient in
+        [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2, 1.0]
+    {
+        p = p.mul_add(r, coefficient);
+    }
+    times_power_of_two(p, shifted)
+}
+
+/// A number near one times two to the power of the integer that was shifted.
+#[inline(always)]
+fn times_power_of_two(p: f32, shifted: f32) -> f32 {
     let exponent = shifted.to_bits().wrapping_sub(SHIFT.to_bits()) << 23;
     f32::from_bits(p.to_bits().wrapping_add(exponent))
 }
@@ -32,8 +52,9 @@ pub(in crate::device) fn silu(x: f32) -> f32 {
 /// where tanh nears -1.
 #[inline(always)]
 pub(in crate::device) fn gelu_tanh(x: f32) -> f32 {
-    const TWICE_ROOT_TWO_OVER_PI: f32 = 1.595_769_2;
-    x / (1.0 + exp(-TWICE_ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
+    /// `-2 √(2/π) log₂ e`.
+    const FACTOR: f32 = -2.302_208_2;
+    x / (1.0 + exp2(x * (x * x).mul_add(0.044_715 * FACTOR, FACTOR)))
 }
 
 /// The nearest bf16, ties to even; NaN stays NaN.

@@ -2,8 +2,10 @@
 //!
 //! Scores are never written as a whole: a task takes some rows through the keys block by block and keeps the highest
 //! score, the sum of the shares and the weighted values of what it has seen (online softmax: Milakov and Gimelshein
-//! 2018; with values as in FlashAttention, Dao et al. 2022). Blocks begin at every [`BLOCK`]th key, however keys are
-//! split into segments and rows into tasks (*same-bits*).
+//! 2018; with values as in FlashAttention, Dao et al. 2022). Blocks are of [`block_keys`], however keys are split into
+//! segments and rows into tasks (*same-bits*).
+//!
+//! Queries, keys, values and shares are rounded to the compute type as they enter a product; scores and sums are f32.
 
 mod keys;
 #[cfg(test)]
@@ -16,11 +18,12 @@ use rayon::prelude::*;
 
 use super::HostDevice;
 use super::activation::exp;
+use super::band::Band;
 use super::gemm::{
-    CHUNK, LANES, PANEL, Panel, Rows, Words, add_panel, aligned, chunks_of, even_pieces, pieces,
+    CHUNK, LANES, PANEL, Panel, Rows, Words, add_panel, aligned, chunks_of, encode, even_pieces, pieces,
 };
 use super::vectorise::vectorised;
-use keys::{BLOCK, KeyBlock, PackedKeys};
+use keys::{KeyBlock, PackedKeys, block_keys};
 
 /// Query rows that one task takes through the keys: whole tiles of any kernel.
 const TASK_ROWS: usize = 72;
@@ -45,8 +48,8 @@ impl Heads {
 /// Keys and values of neighbouring tokens, `[tokens, key_value × width]` each.
 #[derive(Clone, Copy)]
 pub(super) struct Segment<'a> {
-    pub(super) keys: &'a [f32],
-    pub(super) values: &'a [f32],
+    pub(super) keys: Band<'a>,
+    pub(super) values: Band<'a>,
 }
 
 /// Query tokens, and what they attend to: segments one after the other.
@@ -56,16 +59,16 @@ pub(super) struct Sequence<'a> {
 }
 
 thread_local! {
-    /// Queries, scores and weighted values of the task that runs on this thread.
-    static ROOM: RefCell<[Vec<u32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+    /// Queries, scores, shares and weighted values of the task that runs on this thread.
+    static ROOM: RefCell<[Vec<u32>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
 }
 
 /// `softmax(q kᵀ / √width) v` per head of every sequence. `q` is `[tokens, query × width]`, and so is the result, rounded
 /// to the compute type.
-pub(super) fn attention(device: &HostDevice, q: &[f32], sequences: &[Sequence<'_>], heads: Heads) -> Rows {
+pub(super) fn attention(device: &HostDevice, q: Band<'_>, sequences: &[Sequence<'_>], heads: Heads) -> Rows {
     let width = heads.query * heads.width;
     let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-    assert_eq!(tokens * width, q.len(), "every query token belongs to a sequence");
+    assert_eq!((tokens, width), (q.height(), q.width()), "every query token belongs to a sequence");
     let mut out = device.rows(tokens, width);
     let packed = PackedKeys::new(device, sequences, heads);
     let tasks: Vec<Task> = sequences
@@ -113,30 +116,48 @@ struct Task {
 /// Takes the rows of a task through all blocks of keys.
 fn attend<'a>(
     device: &HostDevice,
-    q: &[f32],
+    q: Band<'_>,
     heads: Heads,
     task: &Task,
     blocks: impl Iterator<Item = KeyBlock<'a>>,
-    [queries, scores, sums]: &mut [Vec<u32>; 3],
+    [queries, scores, shares, sums]: &mut [Vec<u32>; 4],
     finish: impl Fn(usize, &[f32]),
 ) {
     let Heads { width, .. } = heads;
-    let rows = task.rows.len();
-    let padded = width.next_multiple_of(LANES);
-    let queries = aligned(queries, rows * width.next_multiple_of(CHUNK));
-    gather(q, heads, task, bytemuck::cast_slice_mut(queries));
-    let scores: &mut [f32] = bytemuck::cast_slice_mut(aligned(scores, rows * BLOCK));
+    let (rounding, rows) = (device.rounding(), task.rows.len());
+    let words = rounding.words();
+    let (depth, padded, block_keys) =
+        (words.depth(width), width.next_multiple_of(LANES), block_keys(rounding));
+    let queries = aligned(queries, rows * depth.next_multiple_of(CHUNK));
+    gather(device, q, heads, task, queries);
+    let scores: &mut [f32] = bytemuck::cast_slice_mut(aligned(scores, rows * block_keys));
+    let shares = aligned(shares, rows * CHUNK);
     let sums: &mut [f32] = bytemuck::cast_slice_mut(aligned(sums, rows * padded));
     sums.fill(0.0);
     let mut state = [State { highest: f32::NEG_INFINITY, sum: 0.0 }; TASK_ROWS];
+    let scale = 1.0 / (width as f32).sqrt();
     for block in blocks {
         let keys = block.keys.next_multiple_of(LANES);
-        scores.fill(0.0);
-        add_product(device, queries, rows, block.key_lines, width, scores, keys, BLOCK);
-        let all = scores.chunks_exact_mut(BLOCK).zip(sums.chunks_exact_mut(padded)).zip(&mut state);
-        all.for_each(|((scores, sums), state)| see(state, scores, block.keys, sums));
-        let shares: &[u32] = bytemuck::cast_slice(scores);
-        add_product(device, shares, rows, block.value_lines, keys, sums, padded, padded);
+        let left = Left { words, x: queries, rows, depth };
+        multiply(
+            device,
+            &left,
+            block.key_lines,
+            Sums { fresh: true, values: scores, columns: keys, stride: block_keys },
+        );
+        let all = scores.chunks_exact_mut(block_keys).zip(shares.chunks_exact_mut(CHUNK));
+        for (((scores, shares), sums), state) in all.zip(sums.chunks_exact_mut(padded)).zip(&mut state) {
+            let scores = &mut scores[..keys];
+            see(state, scores, block.keys, scale, sums);
+            encode(rounding, scores, &mut shares[..keys / words.values()]);
+        }
+        let left = Left { words, x: shares, rows, depth: keys / words.values() };
+        multiply(
+            device,
+            &left,
+            block.value_lines,
+            Sums { fresh: false, values: sums, columns: padded, stride: padded },
+        );
     }
     for ((row, sums), state) in task.rows.clone().zip(sums.chunks_exact_mut(padded)).zip(&state) {
         let scale = 1.0 / state.sum;
@@ -145,39 +166,51 @@ fn attend<'a>(
     }
 }
 
-/// Adds the product of `x [rows, inner]`, in chunks, and all panels of `lines` to `sums`: `columns` columns in rows that
-/// are `stride` apart.
-#[allow(clippy::too_many_arguments)] // both operands and the result with their sizes, as any matrix product has them
-fn add_product(
-    device: &HostDevice,
-    x: &[u32],
+/// The left operand of a product: words `[rows, depth]`, in chunks.
+struct Left<'a> {
+    words: Words,
+    x: &'a [u32],
     rows: usize,
-    lines: &[u32],
-    inner: usize,
-    sums: &mut [f32],
+    depth: usize,
+}
+
+/// Where a product goes: columns of rows that are `stride` apart.
+struct Sums<'a> {
+    /// Whether they are written; otherwise the product is added to them.
+    fresh: bool,
+    values: &'a mut [f32],
     columns: usize,
     stride: usize,
-) {
-    for (panel, lines) in pieces(0..columns, PANEL).zip(lines.chunks(inner * PANEL)) {
-        for chunk in chunks_of(inner, Words::Single) {
+}
+
+/// The product with all panels of `lines`.
+fn multiply(device: &HostDevice, left: &Left<'_>, lines: &[u32], sums: Sums<'_>) {
+    let Left { words, x, rows, depth } = *left;
+    for (panel, lines) in pieces(0..sums.columns, PANEL).zip(lines.chunks(depth * PANEL)) {
+        for chunk in pieces(0..depth, CHUNK) {
+            let part = Panel {
+                lines: &lines[chunk.start * panel.len()..chunk.end * panel.len()],
+                units: panel.len() / LANES,
+                depth: chunk.len(),
+                ahead: &[],
+                fresh: sums.fresh && chunk.start == 0,
+            };
             let x = &x[chunk.start * rows..];
-            let lines = &lines[chunk.start * panel.len()..chunk.end * panel.len()];
-            let part = Panel { lines, units: panel.len() / LANES, depth: chunk.len(), ahead: &[] };
-            add_panel(device.kernel(), Words::Single, x, &part, rows, &mut sums[panel.start..], stride);
+            add_panel(device.kernel(), words, x, &part, rows, &mut sums.values[panel.start..], sums.stride);
         }
     }
 }
 
-/// The scaled queries of a task, in chunks.
-fn gather(q: &[f32], heads: Heads, task: &Task, queries: &mut [f32]) {
-    let Heads { query, width, .. } = heads;
-    let scale = 1.0 / (width as f32).sqrt();
+/// The queries of a task, in chunks.
+fn gather(device: &HostDevice, q: Band<'_>, heads: Heads, task: &Task, queries: &mut [u32]) {
+    let (Heads { width, .. }, rounding) = (heads, device.rounding());
+    let words = rounding.words();
     for (index, row) in task.rows.clone().enumerate() {
         let (token, head) = (row / heads.group(), task.head * heads.group() + row % heads.group());
-        let q = &q[((task.first_token + token) * query + head) * width..][..width];
-        for chunk in chunks_of(width, Words::Single) {
-            let out = &mut queries[chunk.start * task.rows.len() + index * CHUNK..][..chunk.len()];
-            out.iter_mut().zip(&q[chunk]).for_each(|(out, q)| *out = q * scale);
+        let q = &q.row(task.first_token + token)[head * width..][..width];
+        for (chunk, q) in chunks_of(width, words).zip(q.chunks(CHUNK * words.values())) {
+            let start = chunk.start * task.rows.len() + index * CHUNK;
+            encode(rounding, q, &mut queries[start..][..chunk.len()]);
         }
     }
 }
@@ -186,22 +219,26 @@ fn gather(q: &[f32], heads: Heads, task: &Task, queries: &mut [f32]) {
 #[derive(Clone, Copy)]
 struct State {
     highest: f32,
-    /// Sum of `e^(score - highest)`.
+    /// Sum of `e^(scale · (score - highest))`.
     sum: f32,
 }
 
 vectorised! {
-    /// Turns the scores of a block into shares relative to the highest score so far, and what was summed before with
-    /// them; zero behind the last key.
-    fn see(state: &mut State, scores: &mut [f32], keys: usize, sums: &mut [f32]) {
-        let (scores, padding) = scores.split_at_mut(keys);
-        padding.fill(0.0);
-        let highest = highest(scores).max(state.highest);
-        let before = exp(state.highest - highest);
+    /// Turns the scores of a block, which are still to be scaled, into shares relative to the highest score so far, and
+    /// what was summed before with them. Scores fill whole lines; those behind the last key become next to nothing.
+    fn see(state: &mut State, scores: &mut [f32], keys: usize, scale: f32, sums: &mut [f32]) {
+        scores[keys..].fill(f32::NEG_INFINITY);
+        let (lines, _) = scores.as_chunks_mut::<LANES>();
+        let mut lanes = [state.highest; LANES];
+        for line in &*lines {
+            lanes.iter_mut().zip(line).for_each(|(lane, x)| *lane = lane.max(*x));
+        }
+        let highest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let before = exp((state.highest - highest) * scale);
         let mut lanes = [0.0f32; LANES];
-        for chunk in scores.chunks_mut(LANES) {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                let distance = *x - highest;
+        for line in lines {
+            for (lane, x) in lanes.iter_mut().zip(line) {
+                let distance = (*x - highest) * scale;
                 // A score that is not a number must not become one.
                 *x = if distance.is_nan() { distance } else { exp(distance) };
                 *lane += *x;
@@ -211,14 +248,4 @@ vectorised! {
         state.highest = highest;
         sums.iter_mut().for_each(|x| *x *= before);
     }
-}
-
-/// The highest of some scores.
-#[inline(always)]
-fn highest(scores: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in scores.chunks(LANES) {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }

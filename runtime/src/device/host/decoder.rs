@@ -4,10 +4,12 @@ use tensact_topology::DecoderSizes;
 
 use super::HostDevice;
 use super::attention::Heads;
+use super::band::Band;
 use super::gemm::Rows;
-use super::linear::{GatedLinear, Linear, apart};
+use super::linear::{GatedLinear, Linear};
 use super::norm::RmsNorm;
 use super::rope::Rotation;
+use super::scratch::Values;
 use crate::checkpoint::Checkpoint;
 
 /// The linear layers of one block.
@@ -85,18 +87,18 @@ impl DecoderBlock {
         normed: &Rows,
         rotation: &Rotation,
     ) -> (Vec<f32>, Vec<f32>) {
-        let [mut k, mut v] = apart(&self.kv.apply(device, normed), self.sizes.kv_width());
+        let kv = self.kv.apply(device, normed);
+        let [mut k, mut v] = Band::apart(&kv, self.sizes.kv_width()).map(Band::to_vec);
         rotation.apply(device, &mut k);
         device.round(&mut k);
         device.round(&mut v);
         (k, v)
     }
 
-    /// Queries (rotated) of normalised rows, `[rows, q_width]`, of the compute type.
-    pub(super) fn queries(&self, device: &HostDevice, normed: &Rows, rotation: &Rotation) -> Vec<f32> {
+    /// Queries (rotated) of normalised rows, `[rows, q_width]`.
+    pub(super) fn queries(&self, device: &HostDevice, normed: &Rows, rotation: &Rotation) -> Values {
         let mut q = self.rest().q.apply(device, normed);
         rotation.apply(device, &mut q);
-        device.round(&mut q);
         q
     }
 

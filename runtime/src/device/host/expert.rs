@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, ModelSizes, StageKind, Variant};
 
 use super::attention::{Segment, Sequence, attention};
+use super::band::Band;
 use super::decoder::{BlockName, DecoderBlock, Extent};
 use super::first_step::Following;
 use super::gemm::Rows;
@@ -148,9 +149,11 @@ impl ExpertSlice {
         let normed = norms[0].apply(&self.device, hidden.data(), self.sizes.expert.width);
         let (k, v) = block.keys_values(&self.device, &normed, &suffix.rotation);
         let q = block.queries(&self.device, &normed, &suffix.rotation);
-        let rows = horizon * self.sizes.expert.kv_width();
-        let own =
-            k.chunks_exact(rows).zip(v.chunks_exact(rows)).map(|(keys, values)| Segment { keys, values });
+        let [keys, values] = [&k, &v].map(|part| Band::whole(part, self.sizes.expert.kv_width()));
+        let own = (0..hidden.rows() / horizon).map(|request| {
+            let tokens = request * horizon..(request + 1) * horizon;
+            Segment { keys: keys.rows(tokens.clone()), values: values.rows(tokens) }
+        });
         let attended =
             self.attend(block, &q, horizon, entries.zip(own).map(|(entry, own)| vec![segment(entry), own]));
         block.close(&self.device, hidden.data_mut(), &attended, &norms);
@@ -258,6 +261,7 @@ impl ExpertSlice {
                 segments,
             })
             .collect();
+        let q = Band::whole(q, self.sizes.expert.q_width());
         attention(&self.device, q, &sequences, block.heads())
     }
 
@@ -385,5 +389,6 @@ impl ExpertSlice {
 }
 
 fn segment(entry: &KeyValue) -> Segment<'_> {
-    Segment { keys: entry.keys.data(), values: entry.values.data() }
+    let [keys, values] = [&entry.keys, &entry.values].map(|part| Band::whole(part.data(), part.width()));
+    Segment { keys, values }
 }

@@ -4,8 +4,9 @@
 mod tests;
 
 use super::activation::gelu_tanh;
-use super::gemm::{MatrixWriter, Packed, Right, Rounding, Rows, multiply, store};
+use super::gemm::{LANES, MatrixWriter, Packed, Right, Rounding, Rows, multiply, store};
 use super::norm::RmsNorm;
+use super::scratch::Values;
 use super::{ComputeDtype, HostDevice, vectorise::vectorised};
 use crate::checkpoint::Checkpoint;
 use crate::tensor_file::StoredTensor;
@@ -45,13 +46,13 @@ impl Linear {
     }
 
     /// Applies the layer to rows `[rows, inputs]`.
-    pub(super) fn apply(&self, device: &HostDevice, x: &Rows) -> Vec<f32> {
+    pub(super) fn apply(&self, device: &HostDevice, x: &Rows) -> Values {
         store(device, x, &self.weight, &|columns, y| self.add_bias(columns.start, y))
     }
 
     /// Applies a layer that is computed in f32 to row-major values.
     pub(super) fn apply_in_f32(&self, device: &HostDevice, x: &[f32]) -> Vec<f32> {
-        self.apply(device, &Rows::of(device, Rounding::F32, x, self.inputs()))
+        self.apply(device, &Rows::of(device, Rounding::F32, x, self.inputs())).to_vec()
     }
 
     /// Adds what the layer gives to a residual stream `[rows, outputs]`, through the gate of the norm in front of the
@@ -70,12 +71,8 @@ impl Linear {
             #[allow(unsafe_code)]
             let hidden = unsafe { writer.part(row, columns.clone()) };
             match norm.and_then(|norm| norm.gate(row)) {
-                None => hidden.iter_mut().zip(&*y).for_each(|(hidden, y)| *hidden += y),
-                Some(gate) => {
-                    for ((hidden, y), gate) in hidden.iter_mut().zip(&*y).zip(&gate[columns]) {
-                        *hidden += gate * y;
-                    }
-                }
+                None => add(hidden, y),
+                Some(gate) => add_through(hidden, y, &gate[columns]),
             }
         });
     }
@@ -98,18 +95,9 @@ impl Linear {
 
     fn add_bias(&self, first: usize, y: &mut [f32]) {
         if let Some(bias) = &self.bias {
-            y.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+            add(y, &bias[first..]);
         }
     }
-}
-
-/// `N` results of one width that stand side by side in rows, each as rows of its own.
-pub(super) fn apart<const N: usize>(rows: &[f32], width: usize) -> [Vec<f32>; N] {
-    std::array::from_fn(|which| {
-        let mut part = Vec::with_capacity(rows.len() / N);
-        rows.chunks_exact(N * width).for_each(|row| part.extend_from_slice(&row[which * width..][..width]));
-        part
-    })
 }
 
 /// The first half of a gated MLP: `gelu(gate(x)) · up(x)` in one product.
@@ -154,25 +142,26 @@ vectorised! {
     }
 }
 
-/// Lines whose gates are computed together, so that they fill whole registers.
-const LINES_AT_ONCE: usize = 4;
+vectorised! {
+    /// `gelu(gate) · up` of lines that stand in turn; the results move together at the front.
+    fn gate(y: &mut [f32]) {
+        for at in (0..y.len()).step_by(2 * LANES) {
+            let (gates, ups) = y[at..at + 2 * LANES].split_at_mut(LANES);
+            gates.iter_mut().zip(ups).for_each(|(gate, up)| *gate = gelu_tanh(*gate) * *up);
+            y.copy_within(at..at + LANES, at / 2);
+        }
+    }
+}
 
 vectorised! {
-    /// Multiplies what stands in turn, and moves the products together at the front.
-    fn gate(y: &mut [f32]) {
-        const TURN: usize = Packed::TURN;
-        let lines = y.len() / (2 * TURN);
-        for first in (0..lines).step_by(LINES_AT_ONCE) {
-            let count = LINES_AT_ONCE.min(lines - first);
-            let mut gates = [0.0; LINES_AT_ONCE * TURN];
-            let mut values = [0.0; LINES_AT_ONCE * TURN];
-            for (line, both) in y[2 * first * TURN..].chunks_exact(2 * TURN).take(count).enumerate() {
-                gates[line * TURN..][..TURN].copy_from_slice(&both[..TURN]);
-                values[line * TURN..][..TURN].copy_from_slice(&both[TURN..]);
-            }
-            gates.iter_mut().zip(values).for_each(|(gate, value)| *gate = gelu_tanh(*gate) * value);
-            y[first * TURN..][..count * TURN].copy_from_slice(&gates[..count * TURN]);
-        }
+    fn add(y: &mut [f32], x: &[f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    }
+}
+
+vectorised! {
+    fn add_through(y: &mut [f32], x: &[f32], gate: &[f32]) {
+        y.iter_mut().zip(x).zip(gate).for_each(|((y, x), gate)| *y += gate * x);
     }
 }
 

@@ -17,9 +17,11 @@ use safetensors::tensor::{TensorView, serialize_to_file};
 pub use peak::peak_flops;
 
 use super::attention::{Heads, Segment, Sequence, attention};
+use super::band::Band;
 use super::gemm::{Packed, Rounding, Rows};
 use super::linear::{GatedLinear, Linear};
 use super::rope::Rotation;
+use super::scratch::Values;
 use super::{HostDevice, Kernel, norm};
 use crate::tensor_file::{StoredTensor, TensorFile};
 
@@ -30,6 +32,16 @@ impl Activations {
     /// Values in [-1, 1).
     pub fn random(device: &HostDevice, rows: usize, width: usize) -> Self {
         Self(device.rows_of(&values(rows * width), width))
+    }
+}
+
+/// What a product gives, `[rows, columns]`, on memory that the device uses again.
+pub struct Product(Values);
+
+impl Product {
+    /// Row by row.
+    pub fn values(&self) -> &[f32] {
+        &self.0
     }
 }
 
@@ -60,8 +72,8 @@ impl Matrix {
     ///
     /// # Panics
     /// As everywhere here, when shapes do not fit.
-    pub fn multiply(&self, device: &HostDevice, x: &Activations) -> Vec<f32> {
-        self.0.apply(device, &x.0)
+    pub fn multiply(&self, device: &HostDevice, x: &Activations) -> Product {
+        Product(self.0.apply(device, &x.0))
     }
 
     /// `gelu` of the product, `[rows, columns]`, as rows for another one.
@@ -133,12 +145,19 @@ impl Attention {
 
     /// The weighted values, `[sequences × queries, heads × width]`.
     pub fn attend(&self, device: &HostDevice) -> Activations {
-        let queries = self.queries.len() / (self.sequences * self.heads.query * self.heads.width);
-        let segments = || self.segments.iter().map(|[keys, values]| Segment { keys, values }).collect();
+        let Heads { query, key_value, width } = self.heads;
+        let queries = self.queries.len() / (self.sequences * query * width);
+        let segments = || {
+            let bands = self
+                .segments
+                .iter()
+                .map(|both| both.each_ref().map(|part| Band::whole(part, key_value * width)));
+            bands.map(|[keys, values]| Segment { keys, values }).collect()
+        };
         let sequences: Vec<Sequence<'_>> = (0..self.sequences)
             .map(|i| Sequence { tokens: i * queries..(i + 1) * queries, segments: segments() })
             .collect();
-        Activations(attention(device, &self.queries, &sequences, self.heads))
+        Activations(attention(device, Band::whole(&self.queries, query * width), &sequences, self.heads))
     }
 
     /// Multiplications and additions of both products, in all. The softmax between them is not counted.
@@ -193,6 +212,11 @@ impl Rotary {
     pub fn rotate(&self, device: &HostDevice, x: &mut [f32]) {
         self.0.apply(device, x);
     }
+}
+
+/// Runs `work` on a thread of the device, as slices do: what it splits over the threads wakes none up.
+pub fn within<R: Send>(device: &HostDevice, work: impl FnOnce() -> R + Send) -> R {
+    device.run(work)
 }
 
 /// Bytes that a value takes in rows that enter a product.

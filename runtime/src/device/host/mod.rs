@@ -6,6 +6,7 @@
 
 pub(super) mod activation;
 mod attention;
+mod band;
 mod decoder;
 mod expert;
 mod first_step;
@@ -13,6 +14,7 @@ pub(super) mod gemm;
 mod linear;
 pub mod measure;
 pub(super) mod norm;
+mod pages;
 mod prefix;
 pub(super) mod rope;
 mod scratch;

@@ -6,6 +6,7 @@ use tensact_topology::{DecoderSizes, LayerRange, StageKind};
 
 use super::activation::round_to_bf16;
 use super::attention::{Segment, Sequence, attention};
+use super::band::Band;
 use super::decoder::{BlockName, DecoderBlock, Extent};
 use super::gemm::Rows;
 use super::norm::RmsNorm;
@@ -73,17 +74,19 @@ impl PrefixSlice {
 
     /// Every sequence attends to itself.
     fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32]) -> Rows {
-        let width = self.sizes.kv_width();
+        let [keys, values] = [k, v].map(|part| Band::whole(part, self.sizes.kv_width()));
         let mut start = 0;
         let sequences: Vec<Sequence<'_>> = lengths
             .iter()
             .map(|length| {
                 let tokens = start..start + length;
                 start = tokens.end;
-                let rows = tokens.start * width..tokens.end * width;
-                Sequence { tokens, segments: vec![Segment { keys: &k[rows.clone()], values: &v[rows] }] }
+                let segment =
+                    Segment { keys: keys.rows(tokens.clone()), values: values.rows(tokens.clone()) };
+                Sequence { tokens, segments: vec![segment] }
             })
             .collect();
+        let q = Band::whole(q, self.sizes.q_width());
         attention(&self.device, q, &sequences, block.heads())
     }
 

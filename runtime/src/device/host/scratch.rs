@@ -4,6 +4,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::pages::Pages;
+
 /// Words that are kept for the next user at most: what the MLP of a prefix of four requests takes.
 const KEPT_WORDS: usize = 64 << 20;
 /// How many times larger than what is asked for a piece may be.
@@ -11,7 +13,7 @@ const LARGER: usize = 4;
 
 /// Pieces of memory that nobody uses at present, the latest last.
 #[derive(Default)]
-pub(in crate::device) struct ScratchPool(Mutex<Vec<Vec<u32>>>);
+pub(in crate::device) struct ScratchPool(Mutex<Vec<Pages>>);
 
 impl ScratchPool {
     /// That many words with whatever an earlier user has left in them.
@@ -22,13 +24,13 @@ impl ScratchPool {
             .min_by_key(|&index| free[index].len());
         let piece = fitting.map(|index| free.remove(index));
         drop(free);
-        Scratch { piece: piece.unwrap_or_else(|| vec![0; words]), words, pool: Arc::clone(self) }
+        Scratch { piece: piece.unwrap_or_else(|| Pages::new(words)), words, pool: Arc::clone(self) }
     }
 
-    fn give_back(&self, piece: Vec<u32>) {
+    fn give_back(&self, piece: Pages) {
         let mut free = self.free();
         free.push(piece);
-        let mut kept: usize = free.iter().map(Vec::len).sum();
+        let mut kept: usize = free.iter().map(|piece| piece.len()).sum();
         let surplus = free
             .iter()
             .take_while(|piece| {
@@ -37,21 +39,21 @@ impl ScratchPool {
                 too_much
             })
             .count();
-        let surplus: Vec<Vec<u32>> = free.drain(..surplus).collect();
+        let surplus: Vec<Pages> = free.drain(..surplus).collect();
         // Pages go back to the system without the lock.
         drop(free);
         drop(surplus);
     }
 
     /// A poisoned list is still a list of whole pieces.
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<u32>>> {
+    fn free(&self) -> MutexGuard<'_, Vec<Pages>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A piece of memory, given back when it is dropped.
 pub(in crate::device) struct Scratch {
-    piece: Vec<u32>,
+    piece: Pages,
     words: usize,
     pool: Arc<ScratchPool>,
 }
@@ -72,7 +74,30 @@ impl DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.piece));
+        self.pool.give_back(std::mem::replace(&mut self.piece, Pages::none()));
+    }
+}
+
+/// Row-major values on such a piece, with whatever an earlier user has left in them until they are written.
+pub(in crate::device) struct Values(Scratch);
+
+impl Values {
+    pub(in crate::device) fn unwritten(pool: &Arc<ScratchPool>, count: usize) -> Self {
+        Self(pool.take(count))
+    }
+}
+
+impl Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Values {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
     }
 }
 
@@ -81,7 +106,7 @@ mod tests {
     use super::*;
 
     fn kept(pool: &ScratchPool) -> Vec<usize> {
-        pool.free().iter().map(Vec::len).collect()
+        pool.free().iter().map(|piece| piece.len()).collect()
     }
 
     #[test]

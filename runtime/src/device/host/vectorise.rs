@@ -3,7 +3,8 @@
 /// Makes a function of plain loops that runs on the widest vectors that this CPU and this compiler have for them. What it
 /// calls must always be inlined: a call that stays one is compiled for any CPU.
 ///
-/// The arithmetic is the same in all versions, operation by operation: wider vectors change no bit.
+/// The arithmetic is the same in all versions, operation by operation: wider vectors change no bit. `mul_add` is one
+/// instruction where there are vectors, and a slow call on CPUs that have none of it.
 macro_rules! vectorised {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$attribute])*
@@ -18,7 +19,7 @@ macro_rules! vectorised {
                     plain($($argument),*)
                 }
 
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 fn with_avx2($($argument: $type),*) {
                     plain($($argument),*)
                 }
@@ -28,8 +29,8 @@ macro_rules! vectorised {
                     #[allow(unsafe_code)]
                     return unsafe { with_avx512($($argument),*) };
                 }
-                if std::arch::is_x86_feature_detected!("avx2") {
-                    // SAFETY: AVX2 was just detected.
+                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                    // SAFETY: AVX2 and FMA were just detected.
                     #[allow(unsafe_code)]
                     return unsafe { with_avx2($($argument),*) };
                 }

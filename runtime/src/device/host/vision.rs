@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tensact_topology::{LayerRange, StageKind, VisionSizes};
 
 use super::attention::{Heads, Segment, Sequence, attention};
-use super::linear::{Linear, apart};
+use super::band::Band;
+use super::linear::Linear;
 use super::norm::LayerNorm;
 use super::{HostDevice, of_shape};
 use crate::Tensor;
@@ -93,7 +94,7 @@ impl VisionSlice {
         }
         let grid = side / patch;
         let patches = self.device.rows_of(&unfold(images, grid, patch), 3 * patch * patch);
-        let mut hidden = embedding.patch.apply(&self.device, &patches);
+        let mut hidden = embedding.patch.apply(&self.device, &patches).to_vec();
         let positions = resize_positions(&embedding.positions, table_side, grid);
         for hidden in hidden.chunks_exact_mut(positions.len()) {
             hidden.iter_mut().zip(positions.iter()).for_each(|(hidden, position)| *hidden += position);
@@ -107,9 +108,9 @@ impl VisionSlice {
     /// When the shape does not fit.
     pub fn blocks(&self, mut hidden: Tensor) -> Result<Tensor, SliceError> {
         self.check_hidden(&hidden)?;
-        let image = hidden.shape()[1] * hidden.shape()[2];
+        let patches = hidden.shape()[1];
         for block in &self.blocks {
-            block.run(&self.device, hidden.data_mut(), image, &self.sizes);
+            block.run(&self.device, hidden.data_mut(), patches, &self.sizes);
         }
         Ok(hidden)
     }
@@ -133,7 +134,7 @@ impl VisionSlice {
         let (_, projector) = self.projection.as_ref().ok_or_else(|| self.not_here("the projector"))?;
         let shape = [normed.shape()[0], normed.shape()[1], projector.outputs()];
         let normed = self.device.rows_of(normed.data(), projector.inputs());
-        Ok(of_shape(shape, projector.apply(&self.device, &normed)))
+        Ok(of_shape(shape, projector.apply(&self.device, &normed).to_vec()))
     }
 
     fn check_hidden(&self, hidden: &Tensor) -> Result<(), SliceError> {
@@ -198,20 +199,20 @@ impl Block {
         }
     }
 
-    /// `image` is the number of values that one image has in `hidden`.
-    fn run(&self, device: &HostDevice, hidden: &mut [f32], image: usize, sizes: &VisionSizes) {
+    /// `patches` of an image are neighbouring rows of `hidden`.
+    fn run(&self, device: &HostDevice, hidden: &mut [f32], patches: usize, sizes: &VisionSizes) {
         let heads = Heads { query: sizes.heads, key_value: sizes.heads, width: sizes.head_dim() };
         let qkv = self.qkv.apply(device, &self.norms[0].apply(device, hidden));
-        let mut parts = apart(&qkv, sizes.width);
-        parts.iter_mut().for_each(|part| device.round(part));
-        let [q, k, v] = parts;
-        let sequences: Vec<Sequence<'_>> = (k.chunks(image).zip(v.chunks(image)).enumerate())
-            .map(|(index, (keys, values))| Sequence {
-                tokens: index * image / sizes.width..(index + 1) * image / sizes.width,
-                segments: vec![Segment { keys, values }],
+        let [q, keys, values] = Band::apart(&qkv, sizes.width);
+        let sequences: Vec<Sequence<'_>> = (0..q.height() / patches)
+            .map(|image| {
+                let tokens = image * patches..(image + 1) * patches;
+                let segment =
+                    Segment { keys: keys.rows(tokens.clone()), values: values.rows(tokens.clone()) };
+                Sequence { tokens, segments: vec![segment] }
             })
             .collect();
-        let attended = attention(device, &q, &sequences, heads);
+        let attended = attention(device, q, &sequences, heads);
         self.out.add_to(device, &attended, hidden, None);
 
         let inner = self.fc1.apply_gelu(device, &self.norms[1].apply(device, hidden));

@@ -3,6 +3,7 @@ use std::num::NonZeroUsize;
 use proptest::prelude::*;
 
 use super::*;
+use crate::device::host::activation::round_all_to_bf16;
 use crate::device::host::{ComputeDtype, Kernel};
 
 fn in_f64(q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Vec<f64> {
@@ -44,8 +45,14 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
 /// One sequence over one segment.
 fn alone(device: &HostDevice, q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> Vec<f32> {
     let tokens = 0..q.len() / (heads.query * heads.width);
-    let segments = vec![Segment { keys: k, values: v }];
+    let segments = vec![segment(k, v, heads)];
+    let q = Band::whole(q, heads.query * heads.width);
     attention(device, q, &[Sequence { tokens, segments }], heads).to_values()
+}
+
+fn segment<'a>(k: &'a [f32], v: &'a [f32], heads: Heads) -> Segment<'a> {
+    let [keys, values] = [k, v].map(|part| Band::whole(part, heads.key_value * heads.width));
+    Segment { keys, values }
 }
 
 proptest! {
@@ -57,16 +64,20 @@ proptest! {
         half_width in 1usize..40, seed in any::<u64>(),
     ) {
         let heads = Heads { query: key_value * group, key_value, width: 2 * half_width };
-        let q = values(tokens * heads.query * heads.width, seed);
-        let [k, v] = [1, 2].map(|i| values(keys * key_value * heads.width, seed ^ (i << 20)));
+        let mut q = values(tokens * heads.query * heads.width, seed);
+        let [mut k, mut v] = [1, 2].map(|i| values(keys * key_value * heads.width, seed ^ (i << 20)));
+        [&mut q, &mut k, &mut v].into_iter().for_each(|x| round_all_to_bf16(x));
         let expected = in_f64(&q, &k, &v, heads);
+        let sizes = in_f64(&q, &k, &v.iter().map(|v| v.abs()).collect::<Vec<f32>>(), heads);
         for kernel in Kernel::available() {
-            // Results are rounded to the compute type.
-            for (dtype, relative) in [(ComputeDtype::F32, 0.0), (ComputeDtype::Bf16, 0.004)] {
+            // Shares and results are rounded to the compute type.
+            for (dtype, relative) in [(ComputeDtype::F32, 0.0), (ComputeDtype::Bf16, 2.0 / 256.0)] {
                 let device = HostDevice::with_kernel(NonZeroUsize::new(2), dtype, kernel).unwrap();
                 let found = alone(&device, &q, &k, &v, heads);
-                let close = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs() < 2e-5 + relative * b.abs();
-                prop_assert!(found.iter().zip(&expected).all(close), "{kernel:?} {dtype:?}");
+                for ((found, expected), size) in found.iter().zip(&expected).zip(&sizes) {
+                    let error = (f64::from(*found) - expected).abs();
+                    prop_assert!(error < 2e-5 + relative * size, "{kernel:?} {dtype:?}: {found} {expected}");
+                }
             }
         }
     }
@@ -85,12 +96,12 @@ proptest! {
         prop_assert!(last == whole[whole.len() - row..], "a row alone");
 
         let segments = || vec![
-            Segment { keys: &k[..cut], values: &v[..cut] },
-            Segment { keys: &k[cut..], values: &v[cut..] },
+            segment(&k[..cut], &v[..cut], heads),
+            segment(&k[cut..], &v[cut..], heads),
         ];
         let sequences =
             [Sequence { tokens: 0..1, segments: segments() }, Sequence { tokens: 1..tokens, segments: segments() }];
-        let split = attention(&device(3), &q, &sequences, heads).to_values();
+        let split = attention(&device(3), Band::whole(&q, row), &sequences, heads).to_values();
         prop_assert!(split == whole, "two sequences over two segments");
     }
 }

@@ -18,6 +18,7 @@ mod tests;
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -28,17 +29,21 @@ pub(super) use kernel::{CHUNK, LANES, Words};
 pub(in crate::device) use output::MatrixWriter;
 pub(in crate::device) use packed::Packed;
 pub(in crate::device) use rows::{Rounding, Rows};
+pub(super) use rows::{encode, encode_pairs};
 
 use super::HostDevice;
+use super::scratch::Values;
 
 /// Columns of a panel.
 pub(super) const PANEL: usize = kernel::UNITS * LANES;
-/// Rows of a task at most: a chunk of them takes 420 KB. The prefix of three cameras is widened by one task, not by two.
-const BLOCK_ROWS: usize = 816;
-/// Panels of a task at most: with all rows their sums take 630 KB.
+/// Rows of a task at most: a chunk of them takes 210 KB of a second-level cache. The prefix of three cameras is two such.
+const BLOCK_ROWS: usize = 408;
+/// Panels of a task at most: with all rows their sums take 310 KB.
 const BLOCK_PANELS: usize = 4;
-/// Tasks for each thread, where there is enough work: so that all end at about the same time.
+/// Tasks for each thread at least, where there is enough work.
 const TASKS_PER_THREAD: usize = 8;
+/// Rows that are not split any further for the sake of more tasks, each of which reads the weights again.
+const FEWEST_ROWS: usize = 96;
 
 /// The right-hand operand of a product, `inner × columns`.
 pub(in crate::device) trait Right: Sync {
@@ -47,6 +52,11 @@ pub(in crate::device) trait Right: Sync {
 
     /// Columns.
     fn columns(&self) -> usize;
+
+    /// Neighbouring panels whose columns reach [`Finish`] together.
+    fn together(&self) -> usize {
+        1
+    }
 
     /// Lines side by side in a panel.
     fn units(&self, panel: usize) -> usize {
@@ -75,28 +85,43 @@ thread_local! {
 pub(in crate::device) fn multiply(device: &HostDevice, x: &Rows, right: &dyn Right, finish: &Finish<'_>) {
     assert_eq!(x.width(), right.inner(), "the operands of a product have one inner dimension");
     let panels = right.columns().div_ceil(PANEL);
-    let width = panels.div_ceil(device.threads() * TASKS_PER_THREAD).clamp(1, BLOCK_PANELS);
-    let blocks: Vec<(Range<usize>, Range<usize>)> = pieces(0..panels, width)
-        .flat_map(|panels| even_pieces(x.rows(), BLOCK_ROWS).map(move |rows| (rows, panels.clone())))
-        .collect();
+    let tasks = tasks(x.rows(), panels, right.together(), device.threads());
+    let next = AtomicUsize::new(0);
+    // Threads take one task after the other, the large ones first.
+    let work = |[sums, lines]: &mut [Vec<u32>; 2]| {
+        while let Some((rows, panels)) = tasks.get(next.fetch_add(1, Ordering::Relaxed)).cloned() {
+            let sums: &mut [f32] = bytemuck::cast_slice_mut(aligned(sums, rows.len() * panels.len() * PANEL));
+            write_block(device.kernel(), x, right, rows.clone(), panels.clone(), sums, lines);
+            let columns = panels.start * PANEL..(panels.end * PANEL).min(right.columns());
+            for (row, sums) in rows.zip(sums.chunks_exact_mut(panels.len() * PANEL)) {
+                finish(row, columns.clone(), &mut sums[..columns.len()]);
+            }
+        }
+    };
+    let threads = device.threads().min(tasks.len());
     device.run(|| {
-        blocks.into_par_iter().with_max_len(1).for_each(|(rows, panels)| {
-            ROOM.with_borrow_mut(|[sums, lines]| {
-                let sums: &mut [f32] =
-                    bytemuck::cast_slice_mut(aligned(sums, rows.len() * panels.len() * PANEL));
-                sums.fill(0.0);
-                add_block(device.kernel(), x, right, rows.clone(), panels.clone(), sums, lines);
-                let columns = panels.start * PANEL..(panels.end * PANEL).min(right.columns());
-                for (row, sums) in rows.zip(sums.chunks_exact_mut(panels.len() * PANEL)) {
-                    finish(row, columns.clone(), &mut sums[..columns.len()]);
-                }
-            });
-        });
+        (0..threads).into_par_iter().with_max_len(1).for_each(|_| ROOM.with_borrow_mut(work));
     });
 }
 
-/// Adds the product of some rows and panels to `sums`.
-fn add_block(
+/// Rows and panels of each task: as many panels as fit at first, and fewer towards the end, so that all threads end at
+/// about the same time. Groups of panels stay together.
+fn tasks(rows: usize, panels: usize, together: usize, threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    let wanted = threads * TASKS_PER_THREAD;
+    let height = rows.div_ceil(wanted.div_ceil(panels.max(1))).clamp(FEWEST_ROWS, BLOCK_ROWS);
+    let mut tasks = Vec::new();
+    let mut start = 0;
+    while start < panels {
+        let share = (panels - start) / (2 * threads) / together * together;
+        let end = (start + share.clamp(together, BLOCK_PANELS)).min(panels);
+        tasks.extend(even_pieces(rows, height).map(|rows| (rows, start..end)));
+        start = end;
+    }
+    tasks
+}
+
+/// Writes the product of some rows and panels to `sums`.
+fn write_block(
     kernel: Kernel,
     x: &Rows,
     right: &dyn Right,
@@ -124,6 +149,7 @@ fn add_block(
                 units: right.units(panel),
                 depth: chunk.len(),
                 ahead,
+                fresh: chunk.start == 0,
             };
             let sums = &mut sums[(panel - panels.start) * PANEL..];
             add_panel(kernel, words, x, &tiles, rows.len(), sums, width);
@@ -139,6 +165,8 @@ pub(super) struct Panel<'a> {
     pub(super) depth: usize,
     /// What will be read next.
     pub(super) ahead: &'a [u32],
+    /// Whether sums start at zero, whatever is there.
+    pub(super) fresh: bool,
 }
 
 /// Adds the product of rows that are [`CHUNK`] words apart and a panel to `sums`, whose rows are `width` apart.
@@ -151,18 +179,20 @@ pub(super) fn add_panel(
     sums: &mut [f32],
     width: usize,
 ) {
-    let Panel { lines, units, depth, ahead } = *panel;
-    let mut ahead = ahead.chunks(depth.div_ceil(4) * LANES);
+    let Panel { lines, units, depth, ahead, fresh } = *panel;
+    let mut ahead = ahead.chunks(depth.div_ceil(2) * LANES);
     for tile in even_pieces(rows, kernel.rows()) {
-        let ahead = Ahead(ahead.next().unwrap_or_default());
+        let next = tile.end * CHUNK;
+        let rows = &x[next.min(x.len())..(next + kernel.rows() * CHUNK).min(x.len())];
+        let ahead = Ahead { lines: ahead.next().unwrap_or_default(), rows };
         let (x, sums) = (&x[tile.start * CHUNK..], &mut sums[tile.start * width..]);
-        kernel.run(words, Tile { x, lines, rows: tile.len(), units, depth, sums, width, ahead });
+        kernel.run(words, Tile { x, lines, rows: tile.len(), units, depth, sums, width, fresh, ahead });
     }
 }
 
 /// The chunks of an inner dimension, in words.
 pub(super) fn chunks_of(inner: usize, words: Words) -> impl Iterator<Item = Range<usize>> {
-    pieces(0..inner.div_ceil(words.values()), CHUNK)
+    pieces(0..words.depth(inner), CHUNK)
 }
 
 /// Consecutive pieces of at most `size`.
@@ -190,18 +220,25 @@ pub(super) fn aligned(room: &mut Vec<u32>, words: usize) -> &mut [u32] {
 
 /// The product of row-major values, `[rows, columns]`.
 pub(in crate::device) fn multiply_values(device: &HostDevice, x: &[f32], right: &dyn Right) -> Vec<f32> {
-    store(device, &Rows::of(device, Rounding::F32, x, right.inner()), right, &|_, _| ())
+    let x = Rows::of(device, Rounding::F32, x, right.inner());
+    let mut out = vec![0.0; x.rows() * right.columns()];
+    store_in(device, &x, right, &mut out, &|_, _| ());
+    out
 }
 
 /// The product as row-major values, `[rows, columns]`, after `change` has seen neighbouring columns of a row.
-pub(in crate::device) fn store(
-    device: &HostDevice,
-    x: &Rows,
-    right: &dyn Right,
-    change: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
-) -> Vec<f32> {
-    let mut out = vec![0.0; x.rows() * right.columns()];
-    let writer = MatrixWriter::new(&mut out, right.columns());
+pub(super) fn store(device: &HostDevice, x: &Rows, right: &dyn Right, change: &Change<'_>) -> Values {
+    let mut out = Values::unwritten(&device.scratch, x.rows() * right.columns());
+    store_in(device, x, right, &mut out, change);
+    out
+}
+
+/// What is done to some neighbouring columns of a row of the result before they are stored.
+type Change<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
+
+/// [`store`], where there is room for the product.
+fn store_in(device: &HostDevice, x: &Rows, right: &dyn Right, out: &mut [f32], change: &Change<'_>) {
+    let writer = MatrixWriter::new(out, right.columns());
     multiply(device, x, right, &|row, columns, sums| {
         change(columns.clone(), sums);
         // SAFETY: `multiply` hands out every element of the result once.
@@ -210,5 +247,4 @@ pub(in crate::device) fn store(
             writer.part(row, columns).copy_from_slice(sums);
         }
     });
-    out
 }

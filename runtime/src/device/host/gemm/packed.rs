@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use memmap2::MmapMut;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::kernel::{LANES, Words};
 use super::rows::{Rounding, encode};
 use super::{PANEL, Right};
+use crate::device::host::pages::Pages;
 use crate::device::host::vectorise::vectorised;
 use crate::device::host::{ComputeDtype, HostDevice};
 use crate::tensor_file::{StoredTensor, widen};
@@ -22,13 +22,12 @@ pub(in crate::device) struct Packed {
     words: Words,
     inner: usize,
     columns: usize,
-    data: Data,
+    /// Panels that a task takes together.
+    together: usize,
+    data: Pages,
 }
 
 impl Packed {
-    /// Neighbouring columns of one of two matrices that are packed in turn: two of them fill a line.
-    pub(in crate::device) const TURN: usize = LANES / 2;
-
     /// The rows of some matrices `[columns, inner]` one after the other; of each row only the values `inner`. In the
     /// compute type, where that loses nothing in bf16.
     pub(in crate::device) fn side_by_side(
@@ -45,8 +44,8 @@ impl Packed {
         Self::pack(device, matrices, inner, columns, dtype)
     }
 
-    /// Two matrices of one shape in turn: [`Packed::TURN`] rows of the one, as many of the other, and so on; filled up
-    /// with zeros to whole lines.
+    /// Two matrices of one shape in turn: a line of the one, a line of the other, and so on; filled up with zeros to whole
+    /// lines. Both lines reach `finish` of a product together.
     pub(in crate::device) fn in_turn(
         device: &HostDevice,
         matrices: [&StoredTensor; 2],
@@ -55,12 +54,13 @@ impl Packed {
         let &[rows, inner] = matrices[0].shape() else {
             unreachable!("weights of linear layers are matrices")
         };
-        let columns = (0..rows.div_ceil(Self::TURN))
-            .flat_map(|turn| (0..2).map(move |matrix| (matrix, turn * Self::TURN)))
-            .flat_map(|(matrix, first)| (first..first + Self::TURN).map(move |row| (matrix, row)))
+        let columns = (0..rows.div_ceil(LANES))
+            .flat_map(|line| (0..2).map(move |matrix| (matrix, line * LANES)))
+            .flat_map(|(matrix, first)| (first..first + LANES).map(move |row| (matrix, row)))
             .map(|(matrix, row)| (row < rows).then_some((matrix, row)))
             .collect();
-        Self::pack(device, &matrices, 0..inner, columns, dtype)
+        // Two panels of three lines hold three of each.
+        Self { together: 2, ..Self::pack(device, &matrices, 0..inner, columns, dtype) }
     }
 
     fn pack(
@@ -72,10 +72,10 @@ impl Packed {
     ) -> Self {
         let exact_in_bf16 = matrices.iter().all(|matrix| matrix.dtype() == Dtype::BF16);
         let words = if dtype == ComputeDtype::Bf16 || exact_in_bf16 { Words::Pair } else { Words::Single };
-        let depth = inner.len().div_ceil(words.values());
-        let mut data = Data::new(depth * columns.len().next_multiple_of(LANES));
+        let depth = words.depth(inner.len());
+        let mut data = Pages::new(depth * columns.len().next_multiple_of(LANES));
         device.run(|| {
-            let panels = data.as_mut().par_chunks_mut(PANEL * depth).zip(columns.par_chunks(PANEL));
+            let panels = data.par_chunks_mut(PANEL * depth).zip(columns.par_chunks(PANEL));
             panels.for_each(|(panel, columns)| {
                 let units = panel.len() / (depth * LANES);
                 let mut lanes = vec![0; LANES * depth];
@@ -91,14 +91,14 @@ impl Packed {
             });
         });
         matrices.iter().for_each(|matrix| matrix.release());
-        Self { words, inner: inner.len(), columns: columns.len(), data }
+        Self { words, inner: inner.len(), columns: columns.len(), together: 1, data }
     }
 
     /// Words `chunk` of a panel; they lie side by side.
     fn stored(&self, panel: usize, chunk: Range<usize>) -> &[u32] {
-        let depth = self.inner.div_ceil(self.words.values());
+        let depth = self.words.depth(self.inner);
         let lines = self.units(panel) * LANES;
-        &self.data.as_ref()[panel * PANEL * depth..][chunk.start * lines..chunk.end * lines]
+        &self.data[panel * PANEL * depth..][chunk.start * lines..chunk.end * lines]
     }
 }
 
@@ -134,6 +134,10 @@ impl Right for Packed {
 
     fn columns(&self) -> usize {
         self.columns
+    }
+
+    fn together(&self) -> usize {
+        self.together
     }
 
     fn lines<'a>(
@@ -178,30 +182,5 @@ vectorised! {
                 }
             }
         }
-    }
-}
-
-/// Words on pages of their own, large ones where the system has them: a product walks through gigabytes of weights, and
-/// every small page costs a miss in the translation buffer.
-struct Data(Option<MmapMut>);
-
-impl Data {
-    fn new(words: usize) -> Self {
-        if words == 0 {
-            return Self(None);
-        }
-        let map = MmapMut::map_anon(words * size_of::<u32>()).expect("the system has memory for the weights");
-        #[cfg(target_os = "linux")]
-        // Without large pages it works as well.
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Self(Some(map))
-    }
-
-    fn as_ref(&self) -> &[u32] {
-        self.0.as_ref().map_or(&[], |map| bytemuck::cast_slice(map))
-    }
-
-    fn as_mut(&mut self) -> &mut [u32] {
-        self.0.as_mut().map_or(&mut [], |map| bytemuck::cast_slice_mut(map))
     }
 }

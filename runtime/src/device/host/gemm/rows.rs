@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::kernel::Words;
+use super::kernel::{LANES, Words};
 use super::{CHUNK, chunks_of};
 use crate::device::host::HostDevice;
 use crate::device::host::activation::{bf16_bits, round_to_bf16};
@@ -25,7 +25,7 @@ pub(in crate::device) enum Rounding {
 }
 
 impl Rounding {
-    fn words(self) -> Words {
+    pub(in crate::device::host) fn words(self) -> Words {
         if self == Rounding::Bf16Pairs { Words::Pair } else { Words::Single }
     }
 }
@@ -163,20 +163,46 @@ impl RowsWriter<'_> {
 
 vectorised! {
     /// Values as words, the other half of an odd last pair zero.
-    pub(super) fn encode(rounding: Rounding, values: &[f32], out: &mut [u32]) {
+    pub(in crate::device::host) fn encode(rounding: Rounding, values: &[f32], out: &mut [u32]) {
         match rounding {
             Rounding::F32 => out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_bits()),
             Rounding::Bf16AsF32 => {
                 out.iter_mut().zip(values).for_each(|(out, value)| *out = round_to_bf16(*value).to_bits());
             }
             Rounding::Bf16Pairs => {
-                let (pairs, rest) = values.as_chunks::<2>();
-                for (out, [low, high]) in out.iter_mut().zip(pairs) {
-                    *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
+                let (whole, rest) = values.as_chunks::<{ 2 * LANES }>();
+                let (lines, last) = out.as_chunks_mut::<LANES>();
+                lines.iter_mut().zip(whole).for_each(|(line, values)| pairs(values, line));
+                if !rest.is_empty() {
+                    let mut padded = [0.0; 2 * LANES];
+                    padded[..rest.len()].copy_from_slice(rest);
+                    let mut line = [0; LANES];
+                    pairs(&padded, &mut line);
+                    // A row may end within its last line or at the end of it.
+                    let out = if last.is_empty() { lines.last_mut().map_or(&mut [][..], |line| line) } else { last };
+                    out.iter_mut().zip(line).for_each(|(out, word)| *out = word);
                 }
-                if let ([last], Some(out)) = (rest, out.last_mut()) {
-                    *out = bf16_bits(*last).into();
-                }
+            }
+        }
+    }
+}
+
+/// A line of neighbouring pairs.
+#[inline(always)]
+fn pairs(values: &[f32; 2 * LANES], line: &mut [u32; LANES]) {
+    for (word, [low, high]) in line.iter_mut().zip(values.as_chunks().0) {
+        *word = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
+    }
+}
+
+vectorised! {
+    /// Pairs of a value of one row and the value of the next one under it; zeros where there is no next row.
+    pub(in crate::device::host) fn encode_pairs(low: &[f32], high: &[f32], out: &mut [u32]) {
+        if high.is_empty() {
+            out.iter_mut().zip(low).for_each(|(out, low)| *out = bf16_bits(*low).into());
+        } else {
+            for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+                *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
             }
         }
     }

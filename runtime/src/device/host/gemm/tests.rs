@@ -59,7 +59,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 /// The product of row-major values and a packed weight, rounded as the device does.
 fn product(device: &HostDevice, x: &[f32], weight: &Packed) -> Vec<f32> {
-    store(device, &device.rows_of(x, weight.inner()), weight, &|_, _| ())
+    store(device, &device.rows_of(x, weight.inner()), weight, &|_, _| ()).to_vec()
 }
 
 proptest! {
@@ -135,8 +135,8 @@ proptest! {
         let found = product(&device, &x, &packed);
         let apart = [0, 1].map(|half| in_f64(&x, inner, &halves[half]));
         for (column, found) in found.iter().enumerate() {
-            let (turn, lane) = (column / Packed::TURN, column % Packed::TURN);
-            let expected = apart[turn % 2].get(turn / 2 * Packed::TURN + lane).copied().unwrap_or(0.0);
+            let (turn, lane) = (column / LANES, column % LANES);
+            let expected = apart[turn % 2].get(turn / 2 * LANES + lane).copied().unwrap_or(0.0);
             prop_assert!(is_close(&[*found], &[expected], inner), "column {column}");
         }
     }
@@ -161,6 +161,46 @@ proptest! {
             }
             let expected = if rounding == Rounding::F32 { values.clone() } else { rounded(&values) };
             prop_assert!(bits(&written.to_values()) == bits(&expected), "{rounding:?}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn tasks_are_all_rows_and_panels_once(
+        rows in 0usize..2000, panels in 0usize..200, together in 1usize..3, threads in 1usize..40,
+    ) {
+        let mut seen = vec![0; rows * panels];
+        for (rows, some) in tasks(rows, panels, together, threads) {
+            prop_assert!(rows.len() <= BLOCK_ROWS && some.len() <= BLOCK_PANELS);
+            prop_assert!(some.start.is_multiple_of(together), "a group is cut");
+            prop_assert!(some.end.is_multiple_of(together) || some.end == panels, "a group is cut");
+            rows.for_each(|row| some.clone().for_each(|panel| seen[row * panels + panel] += 1));
+        }
+        prop_assert!(seen.iter().all(|times| *times == 1));
+    }
+}
+
+#[test]
+fn fresh_sums_forget_what_was_there() {
+    for kernel in Kernel::available() {
+        for (fresh, expected) in [(true, 6.0), (false, 7.0)] {
+            let mut sums = [if fresh { f32::NAN } else { 1.0 }; 3 * 2 * LANES];
+            kernel.run(
+                Words::Single,
+                Tile {
+                    x: &[2.0f32.to_bits(); 3 * CHUNK],
+                    lines: &[1.0f32.to_bits(); 3 * 2 * LANES],
+                    rows: 3,
+                    units: 2,
+                    depth: 3,
+                    sums: &mut sums,
+                    width: 2 * LANES,
+                    fresh,
+                    ahead: Ahead::default(),
+                },
+            );
+            assert!(sums.iter().all(|sum| *sum == expected), "{kernel:?}");
         }
     }
 }
@@ -196,6 +236,7 @@ fn a_tile_that_is_too_short_is_refused() {
         depth: 8,
         sums: &mut [0.0; 2 * LANES],
         width: LANES,
+        fresh: true,
         ahead: Ahead::default(),
     };
     Kernel::fastest().run(Words::Single, tile);

@@ -52,12 +52,12 @@ proptest! {
 
     #[test]
     fn gate_agrees_with_f64(lines in 1usize..9, scale in 0.1f32..12.0, seed in any::<u32>()) {
-        let x: Vec<f32> = values(lines * 2 * Packed::TURN, seed).iter().map(|x| x * scale).collect();
+        let x: Vec<f32> = values(lines * 2 * LANES, seed).iter().map(|x| x * scale).collect();
         let mut found = x.clone();
         gate(&mut found);
-        for (i, found) in found[..lines * Packed::TURN].iter().enumerate() {
-            let at = i / Packed::TURN * 2 * Packed::TURN + i % Packed::TURN;
-            let expected = gelu_in_f64(x[at].into()) * f64::from(x[at + Packed::TURN]);
+        for (i, found) in found[..lines * LANES].iter().enumerate() {
+            let at = i / LANES * 2 * LANES + i % LANES;
+            let expected = gelu_in_f64(x[at].into()) * f64::from(x[at + LANES]);
             // Far below zero only the absolute error is small.
             let bound = 2e-6 * expected.abs() + 1e-6 * f64::from(scale * scale);
             prop_assert!((f64::from(*found) - expected).abs() <= bound, "value {i}");

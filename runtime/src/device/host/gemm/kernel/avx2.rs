@@ -30,13 +30,14 @@ pub(super) fn multiply_add(mut tile: Tile<'_>) {
 /// One line of the tile: with six rows its sums take twelve of sixteen registers.
 #[target_feature(enable = "avx2,fma")]
 fn line<const R: usize>(tile: &mut Tile<'_>, unit: usize) {
-    let Tile { x, lines, units, depth, sums, width, .. } = tile;
+    let Tile { x, lines, units, depth, sums, width, fresh, .. } = tile;
     let mut totals = [[_mm256_setzero_ps(); 2]; R];
     // SAFETY: `Kernel::run` has asserted that R rows of `x`, all lines at each of `depth` words, and all lines of R rows
     // of `sums` lie within the slices.
     #[allow(unsafe_code)]
     unsafe {
-        for (r, totals) in totals.iter_mut().enumerate() {
+        // What is there is not read when sums are fresh.
+        for (r, totals) in totals.iter_mut().enumerate().take(if *fresh { 0 } else { R }) {
             let sums = sums.as_ptr().add(r * *width + unit * LANES);
             *totals = [_mm256_loadu_ps(sums), _mm256_loadu_ps(sums.add(HALF))];
         }

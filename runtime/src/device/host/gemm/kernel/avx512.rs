@@ -1,7 +1,7 @@
 //! The kernels with 512-bit vectors: a register holds a line.
 
 use std::arch::x86_64::{
-    __m512bh, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    __m512bh, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
@@ -54,18 +54,21 @@ macro_rules! tile_loop {
     ($name:ident, $features:literal, $line:expr, $word:expr, $step:expr) => {
         #[target_feature(enable = $features)]
         fn $name<const R: usize, const V: usize>(tile: Tile<'_>) {
-            let Tile { x, lines, depth, sums, width, ahead, .. } = tile;
+            let Tile { x, lines, depth, sums, width, fresh, ahead, .. } = tile;
             let mut totals = [[_mm512_setzero_ps(); V]; R];
             // SAFETY: `Kernel::run` has asserted that R rows of `x`, V lines of `lines` at each of `depth` words, and V
             // lines of R rows of `sums` lie within the slices; prefetching touches no memory.
             #[allow(unsafe_code)]
             unsafe {
-                for r in 0..R {
-                    for v in 0..V {
-                        totals[r][v] = _mm512_loadu_ps(sums.as_ptr().add(r * width + v * LANES));
+                if !fresh {
+                    for r in 0..R {
+                        for v in 0..V {
+                            totals[r][v] = _mm512_loadu_ps(sums.as_ptr().add(r * width + v * LANES));
+                        }
                     }
                 }
-                let (mut next, end) = (ahead.0.as_ptr(), ahead.0.as_ptr_range().end);
+                let (mut lines_ahead, mut rows_ahead) =
+                    (ahead.lines.as_ptr_range(), ahead.rows.as_ptr_range());
                 let mut word_at = |k: usize| {
                     let columns: [_; V] =
                         std::array::from_fn(|v| $line(lines.as_ptr().add((k * V + v) * LANES)));
@@ -77,9 +80,15 @@ macro_rules! tile_loop {
                     }
                 };
                 for k in (0..depth & !1).step_by(2) {
-                    if k % 4 == 0 && next < end {
-                        _mm_prefetch::<_MM_HINT_T1>(next.cast());
-                        next = next.wrapping_add(LANES);
+                    if lines_ahead.start < lines_ahead.end {
+                        _mm_prefetch::<_MM_HINT_T1>(lines_ahead.start.cast());
+                        lines_ahead.start = lines_ahead.start.wrapping_add(LANES);
+                    }
+                    for _ in 0..2 {
+                        if rows_ahead.start < rows_ahead.end {
+                            _mm_prefetch::<_MM_HINT_T0>(rows_ahead.start.cast());
+                            rows_ahead.start = rows_ahead.start.wrapping_add(LANES);
+                        }
                     }
                     word_at(k);
                     word_at(k + 1);

@@ -34,15 +34,20 @@ pub(in crate::device) enum Words {
 
 impl Words {
     /// Values in a word.
-    pub(super) fn values(self) -> usize {
+    pub(in crate::device::host) fn values(self) -> usize {
         match self {
             Words::Single => 1,
             Words::Pair => 2,
         }
     }
+
+    /// Words of that many values.
+    pub(in crate::device::host) fn depth(self, values: usize) -> usize {
+        values.div_ceil(self.values())
+    }
 }
 
-/// One step of a product: every row times every column, added to what was there.
+/// One step of a product: every row times every column, added to what was there unless it is `fresh`.
 pub(in crate::device::host) struct Tile<'a> {
     /// Word `k` of row `r` at `r · CHUNK + k`.
     pub(super) x: &'a [u32],
@@ -58,6 +63,8 @@ pub(in crate::device::host) struct Tile<'a> {
     pub(super) sums: &'a mut [f32],
     /// Distance between rows of `sums`.
     pub(super) width: usize,
+    /// Whether sums start at zero, whatever is there.
+    pub(super) fresh: bool,
     /// What will be read next, brought nearer meanwhile.
     pub(super) ahead: Ahead<'a>,
 }
@@ -76,9 +83,14 @@ impl Tile<'_> {
     }
 }
 
-/// Memory to bring nearer, a line at every fourth word of a tile.
+/// Memory to bring nearer, cache line by cache line.
 #[derive(Clone, Copy, Default)]
-pub(in crate::device::host) struct Ahead<'a>(pub(super) &'a [u32]);
+pub(in crate::device::host) struct Ahead<'a> {
+    /// A part of the next panel, one line at every second word of a tile: to the second-level cache.
+    pub(super) lines: &'a [u32],
+    /// The rows of the next tile, one line at every word: to the first-level cache.
+    pub(super) rows: &'a [u32],
+}
 
 /// The instructions that products run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

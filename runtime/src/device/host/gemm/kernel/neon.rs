@@ -28,14 +28,16 @@ pub(super) fn multiply_add(mut tile: Tile<'_>) {
 /// One line of the tile: with six rows its sums take 24 of 32 registers.
 #[target_feature(enable = "neon")]
 fn line<const R: usize>(tile: &mut Tile<'_>, unit: usize) {
-    let Tile { x, lines, units, depth, sums, width, .. } = tile;
+    let Tile { x, lines, units, depth, sums, width, fresh, .. } = tile;
     // SAFETY: `Kernel::run` has asserted that R rows of `x`, all lines at each of `depth` words, and all lines of R rows
     // of `sums` lie within the slices.
     #[allow(unsafe_code)]
     unsafe {
         let mut totals: [[float32x4_t; 4]; R] = std::array::from_fn(|r| {
             let sums = sums.as_ptr().add(r * *width + unit * LANES);
-            std::array::from_fn(|quarter| vld1q_f32(sums.add(quarter * QUARTER)))
+            std::array::from_fn(|quarter| {
+                if *fresh { vdupq_n_f32(0.0) } else { vld1q_f32(sums.add(quarter * QUARTER)) }
+            })
         });
         for k in 0..*depth {
             let columns = lines.as_ptr().add((k * *units + unit) * LANES).cast::<f32>();
