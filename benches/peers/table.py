@@ -8,7 +8,7 @@ from typing import Any
 from measurements import Line, Mode, Process, at_once, likeness, lines
 from works import AT_ONCE, BATCH, Work
 
-FIRST, OTHERS = 38, 18
+FIRST, OTHERS = 42, 20
 # Threads that wait for each other suffer more than the share that something else takes.
 QUIET = 0.03
 

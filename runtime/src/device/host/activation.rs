@@ -48,6 +48,13 @@ pub(in crate::device) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+vectorised! {
+    /// [`silu`] of each.
+    pub(super) fn silu_all(values: &mut [f32]) {
+        values.iter_mut().for_each(|x| *x = silu(*x));
+    }
+}
+
 /// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x · sigmoid` of twice that argument, which loses no digits
 /// where tanh nears -1.
 #[inline(always)]

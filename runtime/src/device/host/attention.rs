@@ -25,7 +25,7 @@ use super::gemm::{
 use super::vectorise::vectorised;
 use keys::{KeyBlock, PackedKeys, block_keys};
 
-/// Query rows that one task takes through the keys: whole tiles of any kernel.
+/// Query rows that one task takes through the keys at most: whole tiles of any kernel.
 const TASK_ROWS: usize = 72;
 
 /// How the heads of queries, keys and values lie side by side.

@@ -2,7 +2,7 @@
 
 use tensact_topology::{ModelSizes, Variant};
 
-use super::activation::silu;
+use super::activation::silu_all;
 use super::expert::ExpertSlice;
 use super::linear::Linear;
 use super::time::ActionTimeMlp;
@@ -86,9 +86,10 @@ impl ExpertSlice {
             for (rows, (table, step)) in hidden.chunks_exact_mut(horizon * width).zip(tables) {
                 for row in rows.chunks_exact_mut(width) {
                     let time = &table.mixed[step.index()];
-                    row.iter_mut().zip(time).for_each(|(x, time)| *x = silu(*x + time));
+                    row.iter_mut().zip(time).for_each(|(x, time)| *x += time);
                 }
             }
+            silu_all(&mut hidden);
             hidden = mlp_out.apply_in_f32(&self.device, &hidden);
         }
         Ok(of_shape([noisy.len() * horizon, self.sizes.expert.width], hidden))

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tensact_topology::{LayerRange, Variant};
 
-use super::activation::silu;
+use super::activation::silu_all;
 use super::decoder::BlockName;
 use super::gemm::{Packed, multiply_values};
 use super::linear::Linear;
@@ -185,7 +185,7 @@ fn embed_steps(steps: Steps, width: usize, periods: (f64, f64)) -> Vec<f32> {
 /// `silu(time_mlp_out(silu(time_mlp_in(time))))`.
 fn condition(device: &HostDevice, time_in: &Linear, time_out: &Linear, time: &[f32]) -> Vec<f32> {
     let activated = |mut x: Vec<f32>| {
-        x.iter_mut().for_each(|x| *x = silu(*x));
+        silu_all(&mut x);
         x
     };
     activated(time_out.apply_in_f32(device, &activated(time_in.apply_in_f32(device, time))))

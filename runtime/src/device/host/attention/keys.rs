@@ -70,8 +70,10 @@ impl PackedKeys {
             jobs.into_par_iter().with_max_len(1).for_each(|(segments, head, block, room)| {
                 let (key_lines, value_lines) = room.split_at_mut(sizes.words_of_keys(block.len()));
                 let columns = head * width..(head + 1) * width;
-                pack_keys(sizes, rows(segments, |s| s.keys, &columns, &block), block.len(), key_lines);
-                pack_values(sizes, || rows(segments, |s| s.values, &columns, &block), value_lines);
+                rayon::join(
+                    || pack_keys(sizes, rows(segments, |s| s.keys, &columns, &block), block.len(), key_lines),
+                    || pack_values(sizes, || rows(segments, |s| s.values, &columns, &block), value_lines),
+                );
             });
         });
         packed

@@ -66,6 +66,7 @@ pub(in crate::device::host) struct Tile<'a> {
     /// Whether sums start at zero, whatever is there.
     pub(super) fresh: bool,
     /// What will be read next, brought nearer meanwhile.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only AVX-512 fetches ahead
     pub(super) ahead: Ahead<'a>,
 }
 
@@ -85,6 +86,7 @@ impl Tile<'_> {
 
 /// Memory to bring nearer, cache line by cache line.
 #[derive(Clone, Copy, Default)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(in crate::device::host) struct Ahead<'a> {
     /// A part of the next panel, one line at every second word of a tile: to the second-level cache.
     pub(super) lines: &'a [u32],
