@@ -120,8 +120,9 @@ impl Kernel {
 
     /// The fastest of this CPU.
     ///
-    /// AMD's CPUs (from Zen 4 on) compute bf16 dot products at twice the rate of f32 multiply-adds. Intel's do at half
-    /// that rate (measured on Emerald Rapids), so there f32 is the faster way and, with exact products, the better one.
+    /// AMD's CPUs (from Zen 4 on) compute bf16 dot products at twice the rate of f32 multiply-adds (measured on Zen 5).
+    /// Intel's do at half that rate (measured on Emerald Rapids), so there f32 is the faster way and, with exact
+    /// products, the better one.
     pub fn fastest() -> Self {
         let fast = |kernel: &Self| *kernel != Self::Avx512Bf16 || has_fast_dot_products();
         Self::available().into_iter().rfind(fast).unwrap_or(Self::Portable)
