@@ -197,7 +197,7 @@ impl ChipSpec {
         }
     }
 
-    /// The machine the host figures were measured on: two Zen 4 cores with AVX512-BF16 and 24 GB.
+    /// The machine that PyTorch's figures were measured on: two Zen 4 cores with AVX512-BF16 and 24 GB.
     pub fn host() -> Self {
         Self {
             arch: Arch::Host,

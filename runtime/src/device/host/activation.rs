@@ -1,4 +1,5 @@
-//! Element-wise functions, written without branches so that they become vector instructions.
+//! Element-wise functions, written without branches so that they become vector instructions in loops that are
+//! [`vectorised`].
 
 use super::vectorise::vectorised;
 
@@ -50,7 +51,7 @@ pub(in crate::device) fn silu(x: f32) -> f32 {
 
 vectorised! {
     /// [`silu`] of each.
-    pub(super) fn silu_all(values: &mut [f32]) {
+    pub(in crate::device) fn silu_all(values: &mut [f32]) {
         values.iter_mut().for_each(|x| *x = silu(*x));
     }
 }
@@ -62,6 +63,13 @@ pub(in crate::device) fn gelu_tanh(x: f32) -> f32 {
     /// `-2 √(2/π) log₂ e`.
     const FACTOR: f32 = -2.302_208_2;
     x / (1.0 + exp2(x * (x * x).mul_add(0.044_715 * FACTOR, FACTOR)))
+}
+
+vectorised! {
+    /// [`gelu_tanh`] of each.
+    pub(in crate::device) fn gelu_all(values: &mut [f32]) {
+        values.iter_mut().for_each(|x| *x = gelu_tanh(*x));
+    }
 }
 
 /// The nearest bf16, ties to even; NaN stays NaN.

@@ -2,8 +2,8 @@
 //!
 //! Scores are never written as a whole: a task takes some rows through the keys block by block and keeps the highest
 //! score, the sum of the shares and the weighted values of what it has seen (online softmax: Milakov and Gimelshein
-//! 2018; with values as in FlashAttention, Dao et al. 2022). Blocks are of [`block_keys`], however keys are split into
-//! segments and rows into tasks (*same-bits*).
+//! 2018; with values as in FlashAttention, Dao et al. 2022). A block is [`block_keys`] keys long, however keys are split
+//! into segments and rows into tasks (*same-bits*).
 //!
 //! Queries, keys, values and shares are rounded to the compute type as they enter a product; scores and sums are f32.
 
@@ -126,11 +126,10 @@ fn attend<'a>(
     let Heads { width, .. } = heads;
     let (rounding, rows) = (device.rounding(), task.rows.len());
     let words = rounding.words();
-    let (depth, padded, block_keys) =
-        (words.depth(width), width.next_multiple_of(LANES), block_keys(rounding));
+    let (depth, padded, stride) = (words.depth(width), width.next_multiple_of(LANES), block_keys(rounding));
     let queries = aligned(queries, rows * depth.next_multiple_of(CHUNK));
     gather(device, q, heads, task, queries);
-    let scores: &mut [f32] = bytemuck::cast_slice_mut(aligned(scores, rows * block_keys));
+    let scores: &mut [f32] = bytemuck::cast_slice_mut(aligned(scores, rows * stride));
     let shares = aligned(shares, rows * CHUNK);
     let sums: &mut [f32] = bytemuck::cast_slice_mut(aligned(sums, rows * padded));
     sums.fill(0.0);
@@ -139,13 +138,8 @@ fn attend<'a>(
     for block in blocks {
         let keys = block.keys.next_multiple_of(LANES);
         let left = Left { words, x: queries, rows, depth };
-        multiply(
-            device,
-            &left,
-            block.key_lines,
-            Sums { fresh: true, values: scores, columns: keys, stride: block_keys },
-        );
-        let all = scores.chunks_exact_mut(block_keys).zip(shares.chunks_exact_mut(CHUNK));
+        multiply(device, &left, block.key_lines, Sums { fresh: true, values: scores, columns: keys, stride });
+        let all = scores.chunks_exact_mut(stride).zip(shares.chunks_exact_mut(CHUNK));
         for (((scores, shares), sums), state) in all.zip(sums.chunks_exact_mut(padded)).zip(&mut state) {
             let scores = &mut scores[..keys];
             see(state, scores, block.keys, scale, sums);

@@ -52,3 +52,19 @@ impl<'a> Band<'a> {
         values
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_are_columns_of_rows() {
+        let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let [left, right] = Band::apart(&values, 3);
+        assert_eq!(left.to_vec(), [0.0, 1.0, 2.0, 6.0, 7.0, 8.0]);
+        assert_eq!(right.to_vec(), [3.0, 4.0, 5.0, 9.0, 10.0, 11.0]);
+        assert_eq!((right.height(), right.width()), (2, 3));
+        assert_eq!(right.rows(1..2).row(0), [9.0, 10.0, 11.0]);
+        assert_eq!(Band::whole(&values, 6).row(1), &values[6..]);
+    }
+}

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::activation::gelu_tanh;
+use super::activation::{gelu_all, gelu_tanh};
 use super::gemm::{LANES, MatrixWriter, Packed, Right, Rounding, Rows, multiply, store};
 use super::norm::RmsNorm;
 use super::scratch::Values;
@@ -83,7 +83,7 @@ impl Linear {
         let writer = out.writer();
         multiply(device, x, &self.weight, &|row, columns, y| {
             self.add_bias(columns.start, y);
-            gelu(y);
+            gelu_all(y);
             // SAFETY: `multiply` hands out every element of the result once, in pieces that start at even columns.
             #[allow(unsafe_code)]
             unsafe {
@@ -133,12 +133,6 @@ impl GatedLinear {
             }
         });
         out
-    }
-}
-
-vectorised! {
-    fn gelu(y: &mut [f32]) {
-        y.iter_mut().for_each(|y| *y = gelu_tanh(*y));
     }
 }
 

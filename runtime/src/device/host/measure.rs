@@ -36,14 +36,7 @@ impl Activations {
 }
 
 /// What a product gives, `[rows, columns]`, on memory that the device uses again.
-pub struct Product(Values);
-
-impl Product {
-    /// Row by row.
-    pub fn values(&self) -> &[f32] {
-        &self.0
-    }
-}
+pub struct Product(#[expect(dead_code, reason = "benches only time it")] Values);
 
 /// The weight of a linear layer, `inner × columns`, packed as loading does.
 pub struct Matrix(Linear);
@@ -214,7 +207,7 @@ impl Rotary {
     }
 }
 
-/// Runs `work` on a thread of the device, as slices do: what it splits over the threads wakes none up.
+/// Runs `work` on a thread of the device, as slices do: nothing is handed over from outside the pool.
 pub fn within<R: Send>(device: &HostDevice, work: impl FnOnce() -> R + Send) -> R {
     device.run(work)
 }

@@ -42,7 +42,8 @@ use scratch::ScratchPool;
 /// In which type products take their factors. Sums, norms, softmax and the residual stream are f32 in either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ComputeDtype {
-    /// Weights, activations that enter a product, keys and values are rounded to bf16.
+    /// Weights, and activations that enter a product (queries, keys, values and shares of attention among them), are
+    /// rounded to bf16.
     #[default]
     Bf16,
     /// Nothing is rounded.

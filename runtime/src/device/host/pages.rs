@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use memmap2::MmapMut;
 
 /// Words on pages of their own, zero at first; large pages where the system has them. A product walks through gigabytes
-/// of weights, where every small page costs a miss in the translation buffer, and every new page costs as much as what
+/// of weights, where every small page costs a miss in the translation buffer, and every new page costs more than what
 /// is computed on it.
 pub(super) struct Pages(Option<MmapMut>);
 
@@ -20,7 +20,8 @@ impl Pages {
         if words == 0 {
             return Self::none();
         }
-        let map = MmapMut::map_anon(words * size_of::<u32>()).expect("the system has memory for a policy");
+        let map = MmapMut::map_anon(words * size_of::<u32>())
+            .expect("the system has memory for weights and values");
         #[cfg(target_os = "linux")]
         // Without large pages it works as well.
         let _ = map.advise(memmap2::Advice::HugePage);

@@ -4,7 +4,7 @@
 /// calls must always be inlined: a call that stays one is compiled for any CPU.
 ///
 /// The arithmetic is the same in all versions, operation by operation: wider vectors change no bit. `mul_add` is one
-/// instruction where there are vectors, and a slow call on CPUs that have none of it.
+/// instruction in the versions for vectors, and a slow call in the one for any CPU.
 macro_rules! vectorised {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$attribute])*

@@ -6,9 +6,11 @@ use rayon::prelude::*;
 
 use super::{Heads, Segment, Sequence};
 use crate::device::host::HostDevice;
+use crate::device::host::activation::bf16_bits;
 use crate::device::host::band::Band;
-use crate::device::host::gemm::{CHUNK, LANES, PANEL, Rounding, encode, encode_pairs, pieces};
+use crate::device::host::gemm::{CHUNK, LANES, PANEL, Rounding, encode, pieces};
 use crate::device::host::scratch::Scratch;
+use crate::device::host::vectorise::vectorised;
 
 /// Keys and values of all key heads of some sequences, packed block by block.
 pub(super) struct PackedKeys {
@@ -166,6 +168,19 @@ fn pack_values<'a, I: Iterator<Item = &'a [f32]>>(sizes: HeadSizes, rows: impl F
                 (None, _) => line.fill(0),
                 (Some(low), Rounding::Bf16Pairs) => encode_pairs(low, rows.next().unwrap_or(&[]), line),
                 (Some(row), rounding) => encode(rounding, row, line),
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Pairs of a value of one row and the value of the next one under it; zeros where there is no next row.
+    fn encode_pairs(low: &[f32], high: &[f32], out: &mut [u32]) {
+        if high.is_empty() {
+            out.iter_mut().zip(low).for_each(|(out, low)| *out = bf16_bits(*low).into());
+        } else {
+            for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+                *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
             }
         }
     }

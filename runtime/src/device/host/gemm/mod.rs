@@ -28,8 +28,8 @@ use kernel::{Ahead, Tile};
 pub(super) use kernel::{CHUNK, LANES, Words};
 pub(in crate::device) use output::MatrixWriter;
 pub(in crate::device) use packed::Packed;
+pub(super) use rows::encode;
 pub(in crate::device) use rows::{Rounding, Rows};
-pub(super) use rows::{encode, encode_pairs};
 
 use super::HostDevice;
 use super::scratch::Values;
@@ -40,7 +40,7 @@ pub(super) const PANEL: usize = kernel::UNITS * LANES;
 const BLOCK_ROWS: usize = 408;
 /// Panels of a task at most: with all rows their sums take 310 KB.
 const BLOCK_PANELS: usize = 4;
-/// Tasks for each thread at least, where there is enough work.
+/// About as many tasks as there are for each thread, where there is enough work.
 const TASKS_PER_THREAD: usize = 8;
 /// Rows that are not split any further for the sake of more tasks, each of which reads the weights again.
 const FEWEST_ROWS: usize = 96;
@@ -53,7 +53,7 @@ pub(in crate::device) trait Right: Sync {
     /// Columns.
     fn columns(&self) -> usize;
 
-    /// Neighbouring panels whose columns reach [`Finish`] together.
+    /// Neighbouring panels whose columns reach [`Finish`] together: 1, 2 or 4.
     fn together(&self) -> usize {
         1
     }
@@ -83,7 +83,10 @@ thread_local! {
 
 /// The product of `x` and `right` on the threads of the device; every row of the result goes to `finish` once, in pieces.
 pub(in crate::device) fn multiply(device: &HostDevice, x: &Rows, right: &dyn Right, finish: &Finish<'_>) {
-    assert_eq!(x.width(), right.inner(), "the operands of a product have one inner dimension");
+    assert!(
+        x.width() == right.inner() && right.inner() > 0,
+        "the operands of a product have one inner dimension"
+    );
     let panels = right.columns().div_ceil(PANEL);
     let tasks = tasks(x.rows(), panels, right.together(), device.threads());
     let next = AtomicUsize::new(0);
@@ -169,7 +172,8 @@ pub(super) struct Panel<'a> {
     pub(super) fresh: bool,
 }
 
-/// Adds the product of rows that are [`CHUNK`] words apart and a panel to `sums`, whose rows are `width` apart.
+/// Adds the product of rows that are [`CHUNK`] words apart and a panel to `sums`, whose rows are `width` apart; writes
+/// it where the panel is fresh.
 pub(super) fn add_panel(
     kernel: Kernel,
     words: Words,

@@ -47,7 +47,7 @@ impl Rows {
         rows: usize,
         width: usize,
     ) -> Self {
-        let words = width.div_ceil(rounding.words().values()).next_multiple_of(CHUNK);
+        let words = rounding.words().depth(width).next_multiple_of(CHUNK);
         Self { rounding, rows, width, data: pool.take(rows * words) }
     }
 
@@ -192,18 +192,5 @@ vectorised! {
 fn pairs(values: &[f32; 2 * LANES], line: &mut [u32; LANES]) {
     for (word, [low, high]) in line.iter_mut().zip(values.as_chunks().0) {
         *word = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
-    }
-}
-
-vectorised! {
-    /// Pairs of a value of one row and the value of the next one under it; zeros where there is no next row.
-    pub(in crate::device::host) fn encode_pairs(low: &[f32], high: &[f32], out: &mut [u32]) {
-        if high.is_empty() {
-            out.iter_mut().zip(low).for_each(|(out, low)| *out = bf16_bits(*low).into());
-        } else {
-            for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-                *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
-            }
-        }
     }
 }

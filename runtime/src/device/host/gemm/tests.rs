@@ -179,25 +179,43 @@ proptest! {
         }
         prop_assert!(seen.iter().all(|times| *times == 1));
     }
+
+    #[test]
+    fn pairs_are_neighbours(count in 1usize..150, seed in any::<u32>()) {
+        let values = values(count, seed);
+        let mut words = vec![u32::MAX; count.div_ceil(2)];
+        encode(Rounding::Bf16Pairs, &values, &mut words);
+        for (word, pair) in words.iter().zip(values.chunks(2)) {
+            let half = |index: usize| pair.get(index).map_or(0, |x| u32::from(bf16::from_f32(*x).to_bits()));
+            prop_assert!(*word == half(0) | half(1) << 16);
+        }
+    }
 }
 
 #[test]
 fn fresh_sums_forget_what_was_there() {
-    for kernel in Kernel::available() {
+    let singles = Kernel::available().into_iter().map(|kernel| (kernel, Words::Single));
+    let pairs = Kernel::available().into_iter().map(|kernel| (kernel, kernel.words_of_bf16()));
+    for (kernel, words) in singles.chain(pairs) {
+        // Twice one in a word, or one and one.
+        let [x, line] = match words {
+            Words::Single => [2.0f32.to_bits(), 1.0f32.to_bits()],
+            Words::Pair => [0x3f80_3f80; 2],
+        };
         for (fresh, expected) in [(true, 6.0), (false, 7.0)] {
             let mut sums = [if fresh { f32::NAN } else { 1.0 }; 3 * 2 * LANES];
             kernel.run(
-                Words::Single,
+                words,
                 Tile {
-                    x: &[2.0f32.to_bits(); 3 * CHUNK],
-                    lines: &[1.0f32.to_bits(); 3 * 2 * LANES],
+                    x: &[x; 3 * CHUNK],
+                    lines: &[line; 3 * 2 * LANES],
                     rows: 3,
                     units: 2,
                     depth: 3,
                     sums: &mut sums,
                     width: 2 * LANES,
                     fresh,
-                    ahead: Ahead::default(),
+                    ahead: Ahead { lines: &[0; LANES], rows: &[0; LANES] },
                 },
             );
             assert!(sums.iter().all(|sum| *sum == expected), "{kernel:?}");
@@ -218,6 +236,7 @@ fn a_bad_row_spoils_no_other() {
             x[3 * 40..4 * 40].fill(bad);
             let spoiled = product(&device, &x, &packed);
             x = good;
+            assert!(bits(&clean) == bits(&product(&device, &x, &packed)), "{kernel:?} {bad}: left behind");
             assert!(spoiled[3 * 33..4 * 33].iter().all(|value| !value.is_finite()), "{kernel:?} {bad}");
             assert!(bits(&clean[..3 * 33]) == bits(&spoiled[..3 * 33]), "{kernel:?} {bad}");
             assert!(bits(&clean[4 * 33..]) == bits(&spoiled[4 * 33..]), "{kernel:?} {bad}");

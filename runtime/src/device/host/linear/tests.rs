@@ -121,6 +121,22 @@ proptest! {
 }
 
 #[test]
+fn gated_layers_give_the_same_bits_on_any_threads() {
+    let (rows, inner, outputs) = (450, 40, 150);
+    let [gate, up] = [1, 2].map(|seed| matrix(&values(outputs * inner, seed), inner));
+    let x = values(rows * inner, 3);
+    for kernel in Kernel::available() {
+        let [one, three] = [1, 3].map(|threads| {
+            let device =
+                HostDevice::with_kernel(NonZeroUsize::new(threads), ComputeDtype::Bf16, kernel).unwrap();
+            let layer = GatedLinear::pack(&device, &gate, &up);
+            layer.apply(&device, &device.rows_of(&x, inner)).to_values()
+        });
+        assert!(one == three, "{kernel:?}");
+    }
+}
+
+#[test]
 fn a_bad_row_spoils_no_other() {
     let (rows, inner, outputs) = (13, 24, 50);
     let (mut x, weight) = (values(rows * inner, 1), matrix(&values(outputs * inner, 2), inner));
@@ -135,6 +151,7 @@ fn a_bad_row_spoils_no_other() {
         let good = std::mem::replace(&mut x[4 * inner], f32::NAN);
         let spoiled = bits(&x);
         x[4 * inner] = good;
+        assert!(clean == bits(&x), "{kernel:?}: left behind");
         let bad = 4 * outputs..5 * outputs;
         assert!(spoiled[bad.clone()].iter().all(|y| f32::from_bits(*y).is_nan()), "{kernel:?}");
         assert!(clean[..bad.start] == spoiled[..bad.start], "{kernel:?}: rows before");

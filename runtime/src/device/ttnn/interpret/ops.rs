@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::attention::Attention;
 use super::{Floats, Held, Loaded, rearrange};
 use crate::device::host::HostDevice;
-use crate::device::host::activation::{gelu_tanh, round_to_bf16, silu};
+use crate::device::host::activation::{gelu_all, round_to_bf16, silu_all};
 use crate::device::host::gemm::{Columns, Layout, multiply_values};
 use crate::device::host::norm::sum;
 use crate::device::ttnn::bfp8;
@@ -50,13 +50,12 @@ impl Loaded {
                 let weight = weight.as_ref().map(|weight| &weight.values[..]);
                 self.rms_norm(&self.floats(*x)?, weight, *epsilon)
             }
-            Op::Add { a, b } => self.both(*a, *b, |a, b| a + b)?,
-            Op::Multiply { a, b, activation } => match activation {
-                None => self.both(*a, *b, |a, b| a * b)?,
-                Some(activation) => self.both(*a, *b, |a, b| activate(*activation, a) * b)?,
-            },
-            Op::MultiplyScalar { x, value } => self.each(*x, |x| x * value)?,
-            Op::Activate { x, activation } => self.each(*x, |x| activate(*activation, x))?,
+            Op::Add { a, b } => self.both(*a, *b, None, |a, b| a + b)?,
+            Op::Multiply { a, b, activation } => self.both(*a, *b, *activation, |a, b| a * b)?,
+            Op::MultiplyScalar { x, value } => {
+                self.by_row(*x, |row| row.iter_mut().for_each(|x| *x *= value))?
+            }
+            Op::Activate { x, activation } => self.by_row(*x, |row| activate(*activation, row))?,
             Op::Embedding { ids, table } => self.embedding(*ids, *table)?,
             Op::Rotary { x, cos, sin } => {
                 self.rotary(&self.floats(*x)?, &self.floats(*cos)?, &self.floats(*sin)?)
@@ -107,21 +106,27 @@ impl Loaded {
                 row.iter_mut().zip(bias.values.iter()).for_each(|(y, bias)| *y += bias);
             }
             if let Some(activation) = activation {
-                row.iter_mut().for_each(|y| *y = activate(activation, *y));
+                activate(activation, row);
             }
         });
         Ok(y)
     }
 
-    fn each(&self, x: ValueId, f: impl Fn(f32) -> f32 + Sync) -> Result<Vec<f32>, String> {
+    fn by_row(&self, x: ValueId, change: impl Fn(&mut [f32]) + Sync) -> Result<Vec<f32>, String> {
         let x = self.floats(x)?;
         let mut y = x.values.to_vec();
-        self.each_row(&mut y, x.width(), |_, row| row.iter_mut().for_each(|x| *x = f(*x)));
+        self.each_row(&mut y, x.width(), |_, row| change(row));
         Ok(y)
     }
 
-    /// `f(a, b)`, where a dimension of 1 in `b` is repeated.
-    fn both(&self, a: ValueId, b: ValueId, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Vec<f32>, String> {
+    /// `f(activation(a), b)`, where a dimension of 1 in `b` is repeated.
+    fn both(
+        &self,
+        a: ValueId,
+        b: ValueId,
+        activation: Option<Activation>,
+        f: impl Fn(f32, f32) -> f32 + Sync,
+    ) -> Result<Vec<f32>, String> {
         let (a, b) = (self.floats(a)?, self.floats(b)?);
         let [_, j, rows, width] = a.shape;
         let place = |index: usize, dim: usize| if b.shape[dim] == 1 { 0 } else { index };
@@ -130,6 +135,9 @@ impl Loaded {
             let outer = place(row / (j * rows), 0) * b.shape[1] + place(row / rows % j, 1);
             let start = (outer * b.shape[2] + place(row % rows, 2)) * b.width();
             let b = &b.values[start..][..b.width()];
+            if let Some(activation) = activation {
+                activate(activation, y);
+            }
             match b {
                 [only] => y.iter_mut().for_each(|y| *y = f(*y, *only)),
                 _ => y.iter_mut().zip(b).for_each(|(y, b)| *y = f(*y, *b)),
@@ -204,10 +212,9 @@ impl Loaded {
     }
 }
 
-#[inline(always)]
-fn activate(activation: Activation, x: f32) -> f32 {
+fn activate(activation: Activation, values: &mut [f32]) {
     match activation {
-        Activation::Gelu => gelu_tanh(x),
-        Activation::Silu => silu(x),
+        Activation::Gelu => gelu_all(values),
+        Activation::Silu => silu_all(values),
     }
 }
