@@ -89,8 +89,14 @@ vectorised! {
 
 /// The nearest bf16's bits; see [`round_to_bf16`].
 #[inline(always)]
-pub(in crate::device) fn bf16_bits(x: f32) -> u16 {
+fn bf16_bits(x: f32) -> u16 {
     (round_to_bf16(x).to_bits() >> 16) as u16
+}
+
+/// Two values rounded to bf16 in a word, the first one in the lower half.
+#[inline(always)]
+pub(in crate::device) fn bf16_pair(low: f32, high: f32) -> u32 {
+    u32::from(bf16_bits(low)) | u32::from(bf16_bits(high)) << 16
 }
 
 #[cfg(test)]

@@ -52,6 +52,18 @@ pub(super) struct Segment<'a> {
     pub(super) values: Band<'a>,
 }
 
+impl<'a> Segment<'a> {
+    /// Those of all tokens, each part by itself, `[tokens, width]`.
+    pub(super) fn whole(keys: &'a [f32], values: &'a [f32], width: usize) -> Self {
+        Self { keys: Band::whole(keys, width), values: Band::whole(values, width) }
+    }
+
+    /// Those of these tokens.
+    pub(super) fn rows(self, tokens: Range<usize>) -> Self {
+        Self { keys: self.keys.rows(tokens.clone()), values: self.values.rows(tokens) }
+    }
+}
+
 /// Query tokens, and what they attend to: segments one after the other.
 pub(super) struct Sequence<'a> {
     pub(super) tokens: Range<usize>,

@@ -149,11 +149,9 @@ impl ExpertSlice {
         let normed = norms[0].apply(&self.device, hidden.data(), self.sizes.expert.width);
         let (k, v) = block.keys_values(&self.device, &normed, &suffix.rotation);
         let q = block.queries(&self.device, &normed, &suffix.rotation);
-        let [keys, values] = [&k, &v].map(|part| Band::whole(part, self.sizes.expert.kv_width()));
-        let own = (0..hidden.rows() / horizon).map(|request| {
-            let tokens = request * horizon..(request + 1) * horizon;
-            Segment { keys: keys.rows(tokens.clone()), values: values.rows(tokens) }
-        });
+        let all = Segment::whole(&k, &v, self.sizes.expert.kv_width());
+        let own =
+            (0..hidden.rows() / horizon).map(|request| all.rows(request * horizon..(request + 1) * horizon));
         let attended =
             self.attend(block, &q, horizon, entries.zip(own).map(|(entry, own)| vec![segment(entry), own]));
         block.close(&self.device, hidden.data_mut(), &attended, &norms);
@@ -389,6 +387,5 @@ impl ExpertSlice {
 }
 
 fn segment(entry: &KeyValue) -> Segment<'_> {
-    let [keys, values] = [&entry.keys, &entry.values].map(|part| Band::whole(part.data(), part.width()));
-    Segment { keys, values }
+    Segment::whole(entry.keys.data(), entry.values.data(), entry.keys.width())
 }

@@ -141,11 +141,8 @@ impl Attention {
         let Heads { query, key_value, width } = self.heads;
         let queries = self.queries.len() / (self.sequences * query * width);
         let segments = || {
-            let bands = self
-                .segments
-                .iter()
-                .map(|both| both.each_ref().map(|part| Band::whole(part, key_value * width)));
-            bands.map(|[keys, values]| Segment { keys, values }).collect()
+            let parts = self.segments.iter();
+            parts.map(|[keys, values]| Segment::whole(keys, values, key_value * width)).collect()
         };
         let sequences: Vec<Sequence<'_>> = (0..self.sequences)
             .map(|i| Sequence { tokens: i * queries..(i + 1) * queries, segments: segments() })

@@ -74,16 +74,14 @@ impl PrefixSlice {
 
     /// Every sequence attends to itself.
     fn attend(&self, block: &DecoderBlock, lengths: &[usize], q: &[f32], k: &[f32], v: &[f32]) -> Rows {
-        let [keys, values] = [k, v].map(|part| Band::whole(part, self.sizes.kv_width()));
+        let all = Segment::whole(k, v, self.sizes.kv_width());
         let mut start = 0;
         let sequences: Vec<Sequence<'_>> = lengths
             .iter()
             .map(|length| {
                 let tokens = start..start + length;
                 start = tokens.end;
-                let segment =
-                    Segment { keys: keys.rows(tokens.clone()), values: values.rows(tokens.clone()) };
-                Sequence { tokens, segments: vec![segment] }
+                Sequence { tokens: tokens.clone(), segments: vec![all.rows(tokens)] }
             })
             .collect();
         let q = Band::whole(q, self.sizes.q_width());

@@ -204,12 +204,11 @@ impl Block {
         let heads = Heads { query: sizes.heads, key_value: sizes.heads, width: sizes.head_dim() };
         let qkv = self.qkv.apply(device, &self.norms[0].apply(device, hidden));
         let [q, keys, values] = Band::apart(&qkv, sizes.width);
+        let all = Segment { keys, values };
         let sequences: Vec<Sequence<'_>> = (0..q.height() / patches)
             .map(|image| {
                 let tokens = image * patches..(image + 1) * patches;
-                let segment =
-                    Segment { keys: keys.rows(tokens.clone()), values: values.rows(tokens.clone()) };
-                Sequence { tokens, segments: vec![segment] }
+                Sequence { tokens: tokens.clone(), segments: vec![all.rows(tokens)] }
             })
             .collect();
         let attended = attention(device, q, &sequences, heads);

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::{Heads, Segment, Sequence};
 use crate::device::host::HostDevice;
-use crate::device::host::activation::bf16_bits;
+use crate::device::host::activation::bf16_pair;
 use crate::device::host::band::Band;
-use crate::device::host::gemm::{CHUNK, LANES, PANEL, Rounding, encode, pieces};
+use crate::device::host::gemm::{CHUNK, LANES, PANEL, Rounding, encode, pieces, write_lines};
 use crate::device::host::scratch::Scratch;
 use crate::device::host::vectorise::vectorised;
 
@@ -147,10 +147,7 @@ fn pack_keys<'a>(
                     None => lane.fill(0),
                 }
             }
-            for (k, lines) in lines.chunks_exact_mut(units * LANES).enumerate() {
-                let line = &mut lines[unit * LANES..][..LANES];
-                line.iter_mut().zip(lanes.chunks_exact(depth)).for_each(|(word, lane)| *word = lane[k]);
-            }
+            write_lines(&lanes, unit, units, lines);
         }
     }
 }
@@ -177,10 +174,10 @@ vectorised! {
     /// Pairs of a value of one row and the value of the next one under it; zeros where there is no next row.
     fn encode_pairs(low: &[f32], high: &[f32], out: &mut [u32]) {
         if high.is_empty() {
-            out.iter_mut().zip(low).for_each(|(out, low)| *out = bf16_bits(*low).into());
+            out.iter_mut().zip(low).for_each(|(out, low)| *out = bf16_pair(*low, 0.0));
         } else {
             for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-                *out = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
+                *out = bf16_pair(*low, *high);
             }
         }
     }

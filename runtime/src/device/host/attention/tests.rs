@@ -62,8 +62,7 @@ fn alone(device: &HostDevice, q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> 
 }
 
 fn segment<'a>(k: &'a [f32], v: &'a [f32], heads: Heads) -> Segment<'a> {
-    let [keys, values] = [k, v].map(|part| Band::whole(part, heads.key_value * heads.width));
-    Segment { keys, values }
+    Segment::whole(k, v, heads.key_value * heads.width)
 }
 
 proptest! {

@@ -28,6 +28,7 @@ use kernel::{Ahead, Tile};
 pub(super) use kernel::{CHUNK, LANES, Words};
 pub(in crate::device) use output::MatrixWriter;
 pub(in crate::device) use packed::Packed;
+pub(super) use packed::write_lines;
 pub(super) use rows::encode;
 pub(in crate::device) use rows::{Rounding, Rows};
 

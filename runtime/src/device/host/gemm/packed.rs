@@ -81,12 +81,7 @@ impl Packed {
                 let mut lanes = vec![0; LANES * depth];
                 for (unit, columns) in columns.chunks(LANES).enumerate() {
                     read_columns(matrices, &inner, columns, words, &mut lanes);
-                    for k in 0..depth {
-                        let line = &mut panel[(k * units + unit) * LANES..][..LANES];
-                        line.iter_mut()
-                            .zip(lanes.chunks_exact(depth))
-                            .for_each(|(word, lane)| *word = lane[k]);
-                    }
+                    write_lines(&lanes, unit, units, panel);
                 }
             });
         });
@@ -99,6 +94,16 @@ impl Packed {
         let depth = self.words.depth(self.inner);
         let lines = self.units(panel) * LANES;
         &self.data[panel * PANEL * depth..][chunk.start * lines..chunk.end * lines]
+    }
+}
+
+/// Writes [`LANES`] columns, given one after the other, as lines: at each word, number `unit` of the `units` that stand side
+/// by side in a panel.
+pub(in crate::device::host) fn write_lines(lanes: &[u32], unit: usize, units: usize, panel: &mut [u32]) {
+    let depth = lanes.len() / LANES;
+    for (k, lines) in panel.chunks_exact_mut(units * LANES).enumerate() {
+        let line = &mut lines[unit * LANES..][..LANES];
+        line.iter_mut().zip(lanes.chunks_exact(depth)).for_each(|(word, lane)| *word = lane[k]);
     }
 }
 

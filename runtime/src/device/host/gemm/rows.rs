@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::kernel::{LANES, Words};
 use super::{CHUNK, chunks_of};
 use crate::device::host::HostDevice;
-use crate::device::host::activation::{bf16_bits, round_to_bf16};
+use crate::device::host::activation::{bf16_pair, round_to_bf16};
 use crate::device::host::scratch::{Scratch, ScratchPool};
 use crate::device::host::vectorise::vectorised;
 
@@ -191,6 +191,6 @@ vectorised! {
 #[inline(always)]
 fn pairs(values: &[f32; 2 * LANES], line: &mut [u32; LANES]) {
     for (word, [low, high]) in line.iter_mut().zip(values.as_chunks().0) {
-        *word = u32::from(bf16_bits(*low)) | u32::from(bf16_bits(*high)) << 16;
+        *word = bf16_pair(*low, *high);
     }
 }
